@@ -1,0 +1,1 @@
+"""The inference server: HTTP, scheduling, workers and the command line."""

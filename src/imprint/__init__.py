@@ -1,0 +1,5 @@
+"""Imprint: a test-time-adaptation inference server. Holds the version and nothing that is slow to import."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"
