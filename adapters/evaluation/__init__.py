@@ -1,0 +1,3 @@
+"""Evaluation: needle tasks after RULER, scoring, and the comparison of base and adapted answers
+per document.
+"""
