@@ -1,0 +1,51 @@
+"""Plain settings of a worker process and of the pool. No environment, no torch: `server/config.py` fills them in."""
+
+import msgspec
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a worker needs to know; it travels to the process as JSON."""
+
+    model: str
+    """Checkpoint folder."""
+    store: str
+    """Folder of the adapters, shared by all workers and kept over restarts."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    """Threads of torch; one core is left to the API process."""
+    num_slots: int = 64
+    """Sequences that can hold a recurrent state at once."""
+    segment_tokens: int = 256
+    """Tokens of one quantum of reading: the bound on how long an answer waits for other work."""
+    step_tokens: int = 256
+    """Prompt tokens that one engine step prefills at most."""
+    adaptation_share: float = 0.5
+    """Share of the time that quanta get while answers are decoding; the rest is the answers'."""
+    max_running_adaptations: int = 4
+    adaptation_bytes: int = 4 << 30
+    """Memory that running adaptations may use together, by estimate."""
+    max_waiting_requests: int = 256
+    max_waiting_adaptations: int = 64
+    adapter_host_bytes: int = 1 << 30
+    """Capacity of the adapters kept in memory; the least recently used leave first (they stay on disk)."""
+    max_tokens: int = 1 << 20
+    """Longest document or prompt."""
+    heartbeat_interval_s: float = 1.0
+    drain_timeout_s: float = 30.0
+
+
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How many workers run, how long the pool waits for them and how much it queues."""
+
+    worker: WorkerConfig
+    num_workers: int = 1
+    startup_timeout_s: float = 120.0
+    heartbeat_timeout_s: float = 60.0
+    """A worker silent for longer is killed. Must exceed the longest quantum."""
+    restart_backoff_s: float = 0.5
+    """Wait before the first restart; doubled with each death without a minute's life, up to 30 s."""
+    max_held_requests: int = 256
+    """Requests that wait for a worker to be ready; more are refused with `queue_full`."""
+    worker_window: int = 8
+    """Adaptations handed to a worker at a time; the others wait in the pool, where any worker can take them."""
