@@ -1,0 +1,9 @@
+"""What can be wrong with a checkpoint or a tokenizer, said so that the user can act on it."""
+
+
+class ModelError(Exception):
+    """Base of every error of `imprint.models`."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint folder cannot be used: the message names the file, key or tensor."""

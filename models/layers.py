@@ -1,0 +1,73 @@
+"""Building blocks that the architectures share: normalisation, short convolution, SwiGLU."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imprint.models.lora import DeltaLinear, LoraDelta
+
+
+class RMSNorm(nn.Module):
+    """x * rsqrt(mean(x^2) + eps) * weight over the last axis, computed in float32 at least."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+
+def l2_normalize(x: Tensor) -> Tensor:
+    """x / sqrt(sum(x^2) + 1e-6) over the last axis; the epsilon is inside the root, as in fla."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over W tokens, then SiLU. Its state: the last W - 1 inputs.
+
+    `weight` [D, 1, W] has the name and shape of the public checkpoints.
+    """
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 1, size))
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[-1]
+
+    def forward(self, x_BTD: Tensor, tail_BWD: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns (y [B, T, D], new tail [B, W - 1, D]); each row's tail ends at its own length."""
+        num_tokens, keep = x_BTD.shape[1], self.size - 1
+        joined = torch.cat((tail_BWD.to(x_BTD.dtype), x_BTD), 1)
+        taps = self.weight.squeeze(1).to(x_BTD.dtype)
+        # a sum of shifted products: on CPUs faster than a depthwise conv1d and its two transposes
+        y_BTD = joined[:, keep:] * taps[:, keep]
+        for j in range(keep):
+            y_BTD = torch.addcmul(y_BTD, joined[:, j : j + num_tokens], taps[:, j])
+        if lengths_B is None:
+            tail = joined[:, num_tokens:]
+        else:
+            index = lengths_B.view(-1, 1) + torch.arange(keep, device=x_BTD.device)
+            tail = joined.gather(1, index.unsqueeze(-1).expand(-1, -1, joined.shape[-1]))
+        return F.silu(y_BTD), tail
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x), without biases."""
+
+    def __init__(self, width: int, inner: int, target: str) -> None:
+        super().__init__()
+        self.gate_proj = DeltaLinear(width, inner, f"{target}.gate_proj")
+        self.up_proj = DeltaLinear(width, inner, f"{target}.up_proj")
+        self.down_proj = DeltaLinear(inner, width, f"{target}.down_proj")
+
+    def forward(self, x_BTD: Tensor, delta: LoraDelta | None) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTD, delta)) * self.up_proj(x_BTD, delta), delta)
+        return out

@@ -1,0 +1,147 @@
+"""Per-document low-rank deltas as a batched side path in float32; the base weights are never touched.
+
+A `LoraDelta` holds Q deltas at once. With a batch of B rows (Q divides B) the rows are grouped: rows
+i * B/Q ... (i + 1) * B/Q - 1 use delta i, so one matmul serves Q documents and gradients never mix.
+Shapes: Q = deltas, R = rank, I / O = input / output width of a projection, B = rows, T = tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class LoraDelta:
+    """W x becomes W x + B A x, with A [Q, R, I] and B [Q, O, R] per target projection."""
+
+    a: dict[str, Tensor]
+    b: dict[str, Tensor]
+
+    @classmethod
+    def init(
+        cls,
+        targets: Mapping[str, tuple[int, int]],
+        rank: int,
+        *,
+        seed: int,
+        num: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """A uniform in +-sqrt(3 / I) (every delta the same draw), B zero: the delta starts as nothing.
+
+        `targets` maps a projection's name to its (input, output) width.
+        """
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        generator = torch.Generator().manual_seed(seed)
+        a, b = {}, {}
+        for name, (width_in, width_out) in targets.items():
+            draw = torch.rand(rank, width_in, generator=generator, dtype=torch.float64) * 2 - 1
+            draw = (draw * math.sqrt(3 / width_in)).to(device=device, dtype=dtype)
+            a[name] = draw.expand(num, -1, -1).clone()
+            b[name] = torch.zeros(num, width_out, rank, device=device, dtype=dtype)
+        return cls(a, b)
+
+    @property
+    def num(self) -> int:
+        return next(iter(self.a.values())).shape[0]
+
+    @property
+    def rank(self) -> int:
+        return next(iter(self.a.values())).shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.parameters())
+
+    def parameters(self) -> list[Tensor]:
+        """Every A, then every B, in the order of the targets."""
+        return [*self.a.values(), *self.b.values()]
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(
+            {name: function(t) for name, t in self.a.items()},
+            {name: function(t) for name, t in self.b.items()},
+        )
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        for tensor in self.parameters():
+            tensor.requires_grad_(requires_grad)
+        return self
+
+    def scaled(self, alpha: float) -> Self:
+        """The delta times `alpha` (the blend of the gate)."""
+        return type(self)(dict(self.a), {name: t * alpha for name, t in self.b.items()})
+
+    @classmethod
+    def stack(cls, deltas: Sequence[Self]) -> Self:
+        """All deltas of `deltas`, in order; they must share targets and rank."""
+        first = deltas[0]
+        return cls(
+            {name: torch.cat([d.a[name] for d in deltas]) for name in first.a},
+            {name: torch.cat([d.b[name] for d in deltas]) for name in first.b},
+        )
+
+    def slice(self, start: int, stop: int) -> Self:
+        return self._map(lambda t: t[start:stop])
+
+    def detach(self) -> Self:
+        return self._map(Tensor.detach)
+
+    def clone(self) -> Self:
+        return self._map(Tensor.clone)
+
+    def to_tensors(self, prefix: str = "delta.") -> dict[str, Tensor]:
+        """Flat names `<prefix>a.<target>` and `<prefix>b.<target>` for safetensors."""
+        named = [("a", self.a), ("b", self.b)]
+        return {
+            f"{prefix}{side}.{name}": t.detach().contiguous()
+            for side, tensors in named
+            for name, t in tensors.items()
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str = "delta.") -> Self:
+        """The inverse of `to_tensors`; names without the prefix are passed over."""
+
+        def side(letter: str) -> dict[str, Tensor]:
+            start = f"{prefix}{letter}."
+            return {key[len(start) :]: t for key, t in tensors.items() if key.startswith(start)}
+
+        return cls(side("a"), side("b"))
+
+    def apply(self, name: str, x_BTI: Tensor) -> Tensor | None:
+        """B A x for the projection `name`, or None if it is not a target. Result [B, T, O]."""
+        a_QRI = self.a.get(name)
+        if a_QRI is None:
+            return None
+        b_QOR = self.b[name]
+        if x_BTI.shape[0] % a_QRI.shape[0]:
+            raise ValueError(f"{a_QRI.shape[0]} deltas cannot serve a batch of {x_BTI.shape[0]} rows")
+        if a_QRI.shape[0] == 1:
+            return F.linear(F.linear(x_BTI.to(a_QRI.dtype), a_QRI[0]), b_QOR[0])
+        x_QNI = x_BTI.to(a_QRI.dtype).reshape(a_QRI.shape[0], -1, x_BTI.shape[-1])
+        return ((x_QNI @ a_QRI.mT) @ b_QOR.mT).view(*x_BTI.shape[:2], -1)
+
+
+class DeltaLinear(nn.Linear):
+    """A projection without bias that a `LoraDelta` can change; `target` is its name in the delta."""
+
+    def __init__(self, width_in: int, width_out: int, target: str) -> None:
+        super().__init__(width_in, width_out, bias=False)
+        self.target = target
+
+    def forward(self, x_BTI: Tensor, delta: LoraDelta | None = None) -> Tensor:  # type: ignore[override]
+        y_BTO = F.linear(x_BTI, self.weight)
+        if delta is None:
+            return y_BTO
+        side = delta.apply(self.target, x_BTI)
+        return y_BTO if side is None else (y_BTO + side).to(y_BTO.dtype)
