@@ -1,0 +1,50 @@
+# Imprint: `make serve` starts the server, `make test` checks everything. Each target makes the
+# .venv it needs; nothing is written outside this folder.
+
+PYTHON ?= python3
+# Where torch comes from: the small CPU build, or PyPI's CUDA build where there is an NVIDIA driver.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),https://pypi.org/simple,https://download.pytorch.org/whl/cpu)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir --quiet
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+serve: $(READY) ## start the server on the bundled model (settings: IMPRINT_* or `imprint serve --help`)
+	$(BIN)/imprint serve
+
+# Two test processes with one thread each: more threads than cores make small matrices slower.
+test: lint ## lint, types and the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## the measurements of BENCHMARKS.md, as JSON lines
+	$(BIN)/imprint bench step --json
+	$(BIN)/imprint bench answer --json
+
+clean: ## remove the environment and every cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone, so that only torch is looked up on its index; the build tools go in
+# pinned, so that nothing outside constraints.txt runs.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Imprint needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make environments; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt hatchling editables
+	$(PIP) install --constraint constraints.txt --no-deps --retries 2 --extra-index-url $(TORCH_INDEX) torch
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@

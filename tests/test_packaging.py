@@ -1,0 +1,138 @@
+"""What is shipped: the wheel, the pins, the image, the compose file. Uses no network."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): pin for name, pin in pins}
+
+
+def install_commands(path: Path, pip: str) -> list[str]:
+    """The `pip install` lines of a Makefile or Dockerfile, with variables spelled one way."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    commands = (line.partition("install ")[2] for line in lines if line.startswith(pip))
+    return [re.sub(r"\$[({](\w+)[)}]", r"$\1", command) for command in commands]
+
+
+def load_yaml(path: str) -> dict[str, Any]:
+    loaded = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (wheel,) = folder.glob("imprint-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel_names: set[str]) -> None:
+    tops = {name.split("/")[0] for name in wheel_names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"imprint"}
+    assert {"imprint/__init__.py", "imprint/py.typed"} <= wheel_names
+    for folder in ("models", "adapters", "server"):
+        tracked = (path for path in (ROOT / folder).rglob("*.py"))
+        expected = {f"imprint/{path.relative_to(ROOT).as_posix()}" for path in tracked}
+        assert expected <= wheel_names
+    assert not [name for name in wheel_names if "tests/" in name or "__pycache__" in name]
+
+
+def test_wheel_holds_the_bundled_model(wheel_names: set[str]) -> None:
+    folder = "imprint/models/pretrained/imprint-tiny"
+    files = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
+    assert [name for name in files if f"{folder}/{name}" not in wheel_names] == []
+
+
+def test_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    code = (ROOT / "src/imprint/__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{project["version"]}"' in code
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_installed_requirement_is_pinned() -> None:
+    pins = constraints()
+    waiting = [("imprint", frozenset({"dev"}))]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        for line in requires(name) or []:
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker and not any(marker.evaluate({"extra": e}) for e in extras | {""}):
+                continue
+            needed = canonicalize_name(requirement.name)
+            assert needed in pins, f"{name} needs {needed}, which constraints.txt does not pin"
+            assert requirement.specifier.contains(pins[needed], prereleases=True), line
+            assert Version(version(needed)).public == pins[needed], f"{needed} is not as pinned"
+            waiting.append((needed, frozenset(requirement.extras)))
+
+
+def test_image_installs_as_make_does() -> None:
+    make = install_commands(ROOT / "Makefile", "$(PIP) install")
+    image = install_commands(ROOT / "Dockerfile", "RUN python -m pip")
+    assert make[-1].endswith(" --editable '.[dev]'")
+    # The one difference: the image holds no development tools and no link to the sources.
+    assert [*make[:-1], make[-1].replace("--editable '.[dev]'", ".")] == image
+    assert all("--constraint constraints.txt" in command for command in image)
+
+
+def test_image_runs_without_root() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    final = text.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER (?!root|0\b)\S+$", final, re.MULTILINE)
+
+
+def test_image_context_holds_what_is_copied() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    sources = [
+        word
+        for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE)
+        for word in line.split()[:-1]
+    ]
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for source in sources:
+        assert (ROOT / source).exists()
+        assert f"!{source.split('/')[0]}" in allowed
+
+
+def test_compose_runs_imprint_and_a_prometheus_that_scrapes_it() -> None:
+    services = load_yaml("deploy/docker-compose.yml")["services"]
+    imprint, prometheus = services["imprint"], services["prometheus"]
+    assert imprint["stop_grace_period"] == "45s"  # the drain takes up to 30 s
+    assert imprint["healthcheck"]["test"]
+    (config,) = (
+        Path("deploy") / volume.split(":")[0]
+        for volume in prometheus["volumes"]
+        if volume.startswith("./")
+    )
+    (job,) = (
+        job for job in load_yaml(str(config))["scrape_configs"] if job["job_name"] == "imprint"
+    )
+    port = re.search(r"^EXPOSE (\d+)$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    assert port
+    assert job["static_configs"][0]["targets"] == [f"imprint:{port[1]}"]
