@@ -1,1 +1,60 @@
-"""Fast-weight language models: states, layers, checkpoints, generation. Knows nothing of training or HTTP."""
+"""Fast-weight language models: state, layers, checkpoints, decoding. Knows nothing of REFINE or HTTP.
+
+Names that need torch are imported on first use, so that tokenizers and errors cost no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imprint.models.checkpoint import BUNDLED, load_model, save_model, weights_hash
+    from imprint.models.config import ModelConfig
+    from imprint.models.deltanet import DeltaNet
+    from imprint.models.errors import CheckpointError, ModelError
+    from imprint.models.generate import decode, generate_greedy, prefill
+    from imprint.models.lora import LoraDelta
+    from imprint.models.sampling import counter_uniform, sample_tokens, token_entropy
+    from imprint.models.state import RecurrentState
+    from imprint.models.tokenizer import Tokenizer, load_tokenizer
+
+_HOMES = {
+    "checkpoint": ("BUNDLED", "load_model", "save_model", "weights_hash"),
+    "config": ("ModelConfig",),
+    "deltanet": ("DeltaNet",),
+    "errors": ("CheckpointError", "ModelError"),
+    "generate": ("decode", "generate_greedy", "prefill"),
+    "lora": ("LoraDelta",),
+    "sampling": ("counter_uniform", "sample_tokens", "token_entropy"),
+    "state": ("RecurrentState",),
+    "tokenizer": ("Tokenizer", "load_tokenizer"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BUNDLED",
+    "CheckpointError",
+    "DeltaNet",
+    "LoraDelta",
+    "ModelConfig",
+    "ModelError",
+    "RecurrentState",
+    "Tokenizer",
+    "counter_uniform",
+    "decode",
+    "generate_greedy",
+    "load_model",
+    "load_tokenizer",
+    "prefill",
+    "sample_tokens",
+    "save_model",
+    "token_entropy",
+    "weights_hash",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

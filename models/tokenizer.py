@@ -1,0 +1,101 @@
+"""Text to token ids and back, and how a question is put to a base model. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers.decoders import DecodeStream as _DecodeStream
+
+from imprint.models.errors import CheckpointError
+
+DEFAULT_QUESTION_TEMPLATE = "\nQuestion: {question}\nAnswer:"
+"""Used where a checkpoint's tokenizer_config.json names no `question_template`."""
+
+
+class DecodeStream:
+    """Ids in, text out as soon as its characters are complete."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = _DecodeStream(skip_special_tokens=True)
+
+    def step(self, token_id: int) -> str | None:
+        """The text that `token_id` completes, or None while a character is not whole."""
+        text: str | None = self._stream.step(self._tokenizer, token_id)
+        return text
+
+
+class Tokenizer:
+    """A `tokenizers` tokenizer with the few things a server needs of it."""
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        question_template: str = DEFAULT_QUESTION_TEMPLATE,
+    ) -> None:
+        if "{question}" not in question_template:
+            raise CheckpointError("tokenizer_config.json: question_template must contain {question}")
+        self._tokenizer = tokenizer
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.question_template = question_template
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special tokens added. Lone surrogates become U+FFFD."""
+        clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return list(self._tokenizer.encode(clean, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [list(encoding.ids) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are left out, broken characters become U+FFFD."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def decode_stream(self) -> DecodeStream:
+        """A fresh incremental decoder."""
+        return DecodeStream(self._tokenizer)
+
+    def format_question(self, question: str) -> str:
+        """The prompt that puts `question` to the model after a document."""
+        return self.question_template.replace("{question}", question.strip())
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Read tokenizer.json of a checkpoint folder; ids of bos and eos come from config.json."""
+    folder = Path(path)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} holds no tokenizer.json; give the folder of a checkpoint")
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for any unreadable file
+        raise CheckpointError(f"{file} is not a tokenizer the `tokenizers` library reads: {error}") from None
+    config = _read_json(folder / "config.json")
+    template = _read_json(folder / "tokenizer_config.json").get("question_template")
+    return Tokenizer(
+        inner,
+        bos_id=config.get("bos_token_id"),
+        eos_id=config.get("eos_token_id"),
+        question_template=template or DEFAULT_QUESTION_TEMPLATE,
+    )
+
+
+def _read_json(path: Path) -> dict[str, object | None] | dict[str, int | None]:
+    if not path.is_file():
+        return {}
+    raw: dict[str, int | None] = json.loads(path.read_text(encoding="utf-8"))
+    return raw
