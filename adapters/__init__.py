@@ -1,1 +1,1 @@
-"""Test-time adaptation: REFINE steps, focus, gate and what they leave behind. Knows nothing of HTTP."""
+"""Test-time adaptation: REFINE, focus, gate, and what they leave. Knows nothing of HTTP."""

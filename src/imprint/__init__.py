@@ -1,4 +1,4 @@
-"""Imprint: a test-time-adaptation inference server. Holds the version and nothing that is slow to import."""
+"""Imprint: a test-time-adaptation inference server. Holds the version and nothing slow."""
 
 __all__ = ["__version__"]
 
