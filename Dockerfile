@@ -20,7 +20,8 @@ FROM python:3.11-slim
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/imprint imprint
 COPY --from=build /opt/imprint /opt/imprint
 ENV PATH=/opt/imprint/bin:$PATH \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    IMPRINT_DATA_DIR=/var/lib/imprint
 USER imprint
 WORKDIR /var/lib/imprint
 VOLUME /var/lib/imprint
