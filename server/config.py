@@ -1,0 +1,181 @@
+"""Settings of the server: each is a flag, an `IMPRINT_*` variable and a line of the documentation.
+
+Reads the environment and nothing else; imports no torch. The order is: flag, variable, default.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from imprint.server.worker_config import PoolConfig, WorkerConfig
+
+ENV_PREFIX = "IMPRINT_"
+BUNDLED_MODEL = Path(__file__).resolve().parents[1] / "models" / "pretrained" / "imprint-tiny"
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set. Checked once, at start; immutable afterwards."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Nothing asks for a key: keep it on the loopback or behind a proxy."""
+    port: int = Field(default=8765, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    model: Path = BUNDLED_MODEL
+    """Checkpoint folder: config.json, safetensors, tokenizer.json."""
+    model_name: str = ""
+    """Name of the model in the API; empty takes the checkpoint folder's name."""
+    data_dir: Path = Path("imprint-data")
+    """Folder of the journal and the adapters. Holds the text of documents: protect it like them."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged. Document text never is."""
+
+    device: str = "cpu"
+    """Device of the worker, as torch names it."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Type of the base weights; recurrent states and deltas stay float32."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of torch per worker; leave one core to the API process."""
+    num_workers: int = Field(default=1, ge=1)
+    """Worker processes."""
+
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    """Longest request body; a longer one is refused with 413 before it is read whole."""
+    max_document_tokens: int = Field(default=2**20, ge=1)
+    """Longest document, and longest prompt."""
+    max_questions: int = Field(default=64, ge=1)
+    """Most questions (or prompts) in one request."""
+    max_completion_tokens: int = Field(default=4096, ge=1)
+    """Largest `max_tokens` that a request may ask for."""
+    max_active_adaptations: int = Field(default=256, ge=1)
+    """Adaptations queued or running; one more is refused with 503 `queue_full`."""
+    max_active_requests: int = Field(default=256, ge=1)
+    """Answers and completions waiting or running; one more is refused with 503 `queue_full`."""
+    max_event_streams: int = Field(default=256, ge=1)
+    """Open SSE streams of adaptation events; one more is refused with 503 `queue_full`."""
+
+    default_preset: Literal["default", "fast", "paper"] = "default"
+    """Preset of an adaptation whose request names none."""
+    default_max_tokens: int = Field(default=64, ge=1)
+    """`max_tokens` of an answer whose request gives none."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """Deadline of an answer or completion; a request may ask for a shorter one."""
+    adaptation_timeout_s: float = Field(default=24 * 3600.0, gt=0)
+    """Deadline of an adaptation, from its submission to a worker; a request may shorten it."""
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    """On SIGTERM, how long running answers may take to finish."""
+    keep_alive_s: float = Field(default=15.0, gt=0)
+    """Silence after which an SSE stream sends a comment, so that proxies keep it open."""
+
+    num_slots: int = Field(default=64, ge=1)
+    """Sequences that decode at once on a worker; each holds one recurrent state."""
+    segment_tokens: int = Field(default=256, ge=1)
+    """Tokens of one quantum of reading: the bound on how long an answer waits for other work."""
+    step_tokens: int = Field(default=256, ge=1)
+    """Prompt tokens that one engine step prefills at most."""
+    adaptation_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of a worker's time for adaptations while answers are decoding."""
+    max_running_adaptations: int = Field(default=4, ge=1)
+    """Adaptations that take turns on a worker; the others wait."""
+    adaptation_bytes: int = Field(default=4 * 2**30, ge=1)
+    """Memory that a worker's running adaptations may use together, by estimate."""
+    adapter_host_bytes: int = Field(default=2**30, ge=0)
+    """Memory for adapters kept ready on a worker; the least recently used go to disk first."""
+    heartbeat_timeout_s: float = Field(default=60.0, gt=0)
+    """A worker silent for longer is killed and started again; keep it above the longest quantum."""
+    startup_timeout_s: float = Field(default=120.0, gt=0)
+    """How long a worker may take to load the model."""
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _refuse_service_link(cls, value: object) -> object:
+        # Kubernetes sets IMPRINT_PORT=tcp://… in every pod beside a Service named "imprint".
+        if isinstance(value, str) and value.startswith("tcp://"):
+            raise ValueError(
+                "IMPRINT_PORT was set by Kubernetes for a Service named imprint; "
+                "set enableServiceLinks: false on the pod, or give the port explicitly"
+            )
+        return value
+
+    @property
+    def served_model_name(self) -> str:
+        """The base model's name in requests and replies."""
+        return self.model_name or self.model.resolve().name
+
+    @property
+    def journal_path(self) -> Path:
+        """The SQLite file."""
+        return self.data_dir / "journal.sqlite3"
+
+    def pool_config(self) -> PoolConfig:
+        """What the worker pool needs, as plain values."""
+        worker = WorkerConfig(
+            model=str(self.model),
+            store=str(self.data_dir / "adapters"),
+            device=self.device,
+            dtype=self.dtype,
+            threads=self.threads,
+            num_slots=self.num_slots,
+            segment_tokens=self.segment_tokens,
+            step_tokens=self.step_tokens,
+            adaptation_share=self.adaptation_share,
+            max_running_adaptations=self.max_running_adaptations,
+            adaptation_bytes=self.adaptation_bytes,
+            max_waiting_requests=self.max_active_requests,
+            adapter_host_bytes=self.adapter_host_bytes,
+            max_tokens=self.max_document_tokens,
+            drain_timeout_s=self.drain_timeout_s,
+        )
+        return PoolConfig(
+            worker=worker,
+            num_workers=self.num_workers,
+            startup_timeout_s=self.startup_timeout_s,
+            heartbeat_timeout_s=self.heartbeat_timeout_s,
+            max_waiting_requests=self.max_active_requests,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One setting as the command line and the documentation show it."""
+
+    name: str
+    flag: str
+    env: str
+    annotation: Any
+    default: Any
+    description: str
+
+
+def options() -> list[Option]:
+    """Every setting, in the order of the class."""
+    return [
+        Option(
+            name=name,
+            flag="--" + name.replace("_", "-"),
+            env=ENV_PREFIX + name.upper(),
+            annotation=field.annotation,
+            default=field.default,
+            description=field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """`IMPRINT_*` variables that set nothing: misspellings, which would pass in silence."""
+    known = {option.env for option in options()}
+    names = os.environ if environ is None else environ
+    return sorted(name for name in names if name.startswith(ENV_PREFIX) and name not in known)

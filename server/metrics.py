@@ -1,0 +1,266 @@
+"""Every metric of the server, declared once, in a registry of its own. Knows no ids and no texts.
+
+Workers send observations by name; the API process counts them here, so that one scrape of one
+process shows everything.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from imprint import __version__
+from imprint.server.messages import Heartbeat, Observation
+
+# The buckets of vLLM, so that dashboards made for it compare; finer ones below for small models.
+TTFT_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+INTER_TOKEN_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
+)
+LATENCY_BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50),
+    *(60, 120, 240, 480, 960),
+)
+STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+TOKEN_BUCKETS = tuple(float(2**power) for power in range(4, 22))
+BATCH_BUCKETS = tuple(float(2**power) for power in range(10))
+REWARD_BUCKETS = (-1, -0.5, 0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.5, 2)
+NATS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+GAIN_BUCKETS = (-2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 4)
+NORM_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000)
+
+
+class WorkerStatus(Protocol):
+    """What the pool says of one worker."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def up(self) -> bool: ...
+    @property
+    def heartbeat_age_s(self) -> float: ...
+    @property
+    def restarts(self) -> dict[str, int]: ...
+    @property
+    def stats(self) -> Heartbeat | None: ...
+
+
+class Metrics:
+    """One instance per app; tests and several apps in a process never share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._by_name: dict[str, Any] = {}
+        self._restarts_seen: dict[tuple[str, str], int] = {}
+        self._declare_http()
+        self._declare_requests()
+        self._declare_adaptations()
+        self._declare_engine()
+        self._declare_workers()
+        self.build_info.labels(version=__version__).set(1)
+
+    def _add(self, kind: type[Any], name: str, text: str, labels: str = "", **options: Any) -> Any:
+        metric = kind(f"imprint_{name}", text, labels.split(), registry=self.registry, **options)
+        self._by_name[name] = metric
+        return metric
+
+    def _declare_http(self) -> None:
+        add = self._add
+        self.build_info = add(Gauge, "build_info", "Version of the server.", "version")
+        self.model_info = add(Gauge, "model_info", "The base model.", "model device dtype")
+        self.http_requests = add(
+            Counter, "http_requests_total", "HTTP requests.", "method route status"
+        )
+        self.http_duration = add(
+            Histogram,
+            "http_request_duration_seconds",
+            "From the request's first byte to the response's last.",
+            "method route",
+            buckets=LATENCY_BUCKETS,
+        )
+
+    def _declare_requests(self) -> None:
+        add = self._add
+        self.requests = add(
+            Counter, "requests_total", "Ended answers and completions.", "kind outcome"
+        )
+        self.running = add(Gauge, "requests_running", "Requests and jobs being worked on.", "kind")
+        self.waiting = add(Gauge, "requests_waiting", "Requests and jobs not yet begun.", "kind")
+        add(
+            Histogram,
+            "request_queue_time_seconds",
+            "From a worker's receipt to the first work.",
+            "kind",
+            buckets=LATENCY_BUCKETS,
+        )
+        self.rejections = add(
+            Counter, "admission_rejections_total", "Work refused at the door.", "reason"
+        )
+        self.deadlines = add(
+            Counter, "request_deadline_exceeded_total", "Work ended by its deadline.", "phase"
+        )
+        self.ttft = add(
+            Histogram,
+            "time_to_first_token_seconds",
+            "From the HTTP request to a sequence's first token.",
+            buckets=TTFT_BUCKETS,
+        )
+        self.inter_token = add(
+            Histogram,
+            "inter_token_latency_seconds",
+            "Between two tokens of a sequence.",
+            buckets=INTER_TOKEN_BUCKETS,
+        )
+        self.prompt_tokens = add(
+            Counter, "prompt_tokens_total", "Prompt tokens read, documents not counted."
+        )
+        self.generation_tokens = add(Counter, "generation_tokens_total", "Tokens generated.")
+
+    def _declare_adaptations(self) -> None:
+        add = self._add
+        self.adaptations = add(Counter, "adaptations_total", "Ended adaptations.", "outcome")
+        self.adaptation_duration = add(
+            Histogram,
+            "adaptation_duration_seconds",
+            "From the first quantum to the end.",
+            "outcome",
+            buckets=LATENCY_BUCKETS,
+        )
+        self.phase_duration = add(
+            Histogram,
+            "adaptation_phase_duration_seconds",
+            "Time from one phase of an adaptation to the next.",
+            "phase",
+            buckets=LATENCY_BUCKETS,
+        )
+        self.steps = add(Counter, "adaptation_steps_total", "Optimisation steps.")
+        self.rollout_tokens = add(
+            Counter, "adaptation_rollout_tokens_total", "Tokens sampled in rollouts."
+        )
+        histograms = (
+            ("document_tokens", "Length of adapted documents.", TOKEN_BUCKETS),
+            ("reward", "Mean reward of a step.", REWARD_BUCKETS),
+            (
+                "entropy_nats",
+                "Mean entropy of a document's next-token distributions.",
+                NATS_BUCKETS,
+            ),
+            ("grad_norm", "Gradient norm of a step, before clipping.", NORM_BUCKETS),
+            ("probe_gain_nats", "Recall probe: loss of the base minus adapted.", GAIN_BUCKETS),
+        )
+        for name, text, buckets in histograms:
+            add(Histogram, f"adaptation_{name}", text, buckets=buckets)
+
+    def _declare_engine(self) -> None:
+        add = self._add
+        add(Counter, "engine_steps_total", "Engine steps that did work.")
+        add(
+            Histogram,
+            "engine_step_duration_seconds",
+            "One engine step: decode, prefill and quanta.",
+            buckets=STEP_BUCKETS,
+        )
+        add(Histogram, "engine_batch_size", "Sequences per decode.", buckets=BATCH_BUCKETS)
+        add(Counter, "engine_errors_total", "Errors caught at the engine's edge.", "phase")
+        add(
+            Histogram,
+            "quantum_duration_seconds",
+            "One unit of adaptation work: what an answer may wait for.",
+            "phase",
+            buckets=STEP_BUCKETS,
+        )
+        self.last_step = add(
+            Gauge, "engine_last_step_timestamp_seconds", "End of the last step that did work."
+        )
+        add(Counter, "oom_total", "Out-of-memory errors.", "phase recovered")
+        add(Counter, "adapter_hits_total", "Adapters found.", "tier")
+        add(Counter, "adapter_misses_total", "Adapters not found in any tier.")
+        add(Counter, "adapter_evictions_total", "Adapters moved out of a tier for space.", "tier")
+
+    def _declare_workers(self) -> None:
+        add = self._add
+        self.adapters = add(Gauge, "adapters", "Adapters held.", "tier")
+        self.adapter_bytes = add(Gauge, "adapter_bytes", "Bytes of the adapters held.", "tier")
+        self.adapter_capacity = add(
+            Gauge, "adapter_capacity_bytes", "Bytes a tier may hold.", "tier"
+        )
+        self.slots = add(Gauge, "slots", "Slots of recurrent state.", "state")
+        self.worker_up = add(
+            Gauge, "worker_up", "1 when ready and its heartbeat is young.", "worker"
+        )
+        self.worker_restarts = add(Counter, "worker_restarts_total", "Workers replaced.", "reason")
+        self.heartbeat_age = add(
+            Gauge, "worker_heartbeat_age_seconds", "Age of the last heartbeat.", "worker"
+        )
+
+    def names(self) -> list[str]:
+        """Every metric's name without the prefix, as declared."""
+        return sorted(self._by_name)
+
+    def observe(self, observation: Observation) -> None:
+        """Count a worker's observation; raises KeyError for a name that is not declared here."""
+        metric = self._by_name[observation.name]
+        if observation.labels:
+            metric = metric.labels(**observation.labels)
+        if isinstance(metric, Counter):
+            metric.inc(observation.value)
+        elif isinstance(metric, Histogram):
+            metric.observe(observation.value)
+        else:
+            metric.set(observation.value)
+
+    def observe_step(self, data: dict[str, Any]) -> None:
+        """Count one optimisation step from the numbers of its event."""
+        self.steps.inc()
+        for key, name in (
+            ("reward_mean", "adaptation_reward"),
+            ("entropy_mean", "adaptation_entropy_nats"),
+            ("grad_norm", "adaptation_grad_norm"),
+        ):
+            value = data.get(key)
+            if isinstance(value, int | float):
+                self._by_name[name].observe(value)
+
+    def observe_result(
+        self, result: dict[str, Any], usage: dict[str, Any], num_tokens: int
+    ) -> None:
+        """Count a finished adaptation's totals."""
+        self._by_name["adaptation_document_tokens"].observe(num_tokens)
+        self.rollout_tokens.inc(usage.get("rollout_tokens", 0))
+        before, after = result.get("probe_before"), result.get("probe_after")
+        if isinstance(before, int | float) and isinstance(after, int | float):
+            self._by_name["adaptation_probe_gain_nats"].observe(before - after)
+
+    def render(self, workers: Iterable[WorkerStatus]) -> bytes:
+        """The exposition text, with the workers' gauges as of now."""
+        workers = list(workers)
+        for worker in workers:
+            self.worker_up.labels(worker=worker.name).set(worker.up)
+            self.heartbeat_age.labels(worker=worker.name).set(worker.heartbeat_age_s)
+            for reason, total in worker.restarts.items():
+                seen = self._restarts_seen.get((worker.name, reason), 0)
+                self.worker_restarts.labels(reason=reason).inc(max(0, total - seen))
+                self._restarts_seen[worker.name, reason] = total
+        self._sum_stats([worker.stats for worker in workers if worker.up and worker.stats])
+        return generate_latest(self.registry)
+
+    def _sum_stats(self, beats: list[Heartbeat]) -> None:
+        stats = [beat.stats for beat in beats]
+        self.slots.labels(state="used").set(sum(s.slots_used for s in stats))
+        self.slots.labels(state="free").set(sum(s.slots_free for s in stats))
+        self.last_step.set(max((s.engine_last_step_time for s in stats), default=0.0))
+        gauges = (
+            (self.adapters, "adapters"),
+            (self.adapter_bytes, "adapter_bytes"),
+            (self.adapter_capacity, "adapter_capacity_bytes"),
+        )
+        for gauge, field in gauges:
+            tiers = [getattr(s, field) for s in stats]
+            # The disk tier is one folder that all workers share: not a sum.
+            for tier in sorted({name for counts in tiers for name in counts}):
+                values = [counts.get(tier, 0) for counts in tiers]
+                gauge.labels(tier=tier).set(max(values) if tier == "disk" else sum(values))

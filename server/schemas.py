@@ -1,0 +1,191 @@
+"""Bodies of requests, checked by pydantic. Knows shapes and ranges; imports no torch, does no work.
+
+Every body forbids extra fields: an option that does not exist is refused by name, never ignored.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.server.errors import InvalidRequestError, clip
+
+MAX_SEED = 2**63 - 1
+MAX_STOPS = 4
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Question = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16),
+]
+Options = Annotated[dict[str, Any], Field(max_length=64)]
+
+
+class Body(BaseModel):
+    """Base of every request body: strict about names and types, documented by docstrings."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        strict=True,
+        ser_json_inf_nan="null",
+    )
+
+
+class CreateAdaptation(Body):
+    """`POST /v1/adaptations`."""
+
+    document: str = Field(min_length=1)
+    """The text to study."""
+    model: Name | None = None
+    """The base model's name; may be left out."""
+    method: Options | None = None
+    """`{"type": "refine", "preset": …}` with any field of RefineConfig, or `{"type": "read"}`."""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    """Seed of every random choice of the adaptation."""
+    timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Fail the job after this long."""
+    expires_after_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Free the adapter this long after it is ready."""
+    metadata: Metadata = {}
+    """At most 16 short strings, given back as they are."""
+
+
+class CreateAnswers(Body):
+    """`POST /v1/answers`."""
+
+    document: str | None = Field(default=None, min_length=1)
+    """The text to answer from."""
+    adaptation: Name | None = None
+    """The id of a finished adaptation, instead of a document."""
+    questions: list[Question] = Field(min_length=1)
+    """Each is answered on its own, from the same document."""
+    model: Name | None = None
+    """The base model's name; may be left out."""
+    focus: bool | Options = True
+    """Adapt to the questions first; an object overrides fields of the focus run."""
+    method: Options | None = None
+    """How the document is adapted before; by default it is read (focus) or refined (no focus)."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer."""
+    temperature: float = Field(default=0.0, ge=0, le=10, allow_inf_nan=False)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens with this much probability."""
+    stop: Stop | list[Stop] = Field(default=["\n"], max_length=MAX_STOPS)
+    """Strings that end an answer; they are not part of it."""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    """Seed of the focus run and of sampling."""
+    timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Give up after this long."""
+    stream: bool = False
+    """Send progress, tokens and results as server-sent events."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "CreateAnswers":
+        if (self.document is None) == (self.adaptation is None):
+            raise ValueError("give either document or adaptation")
+        if self.adaptation is not None and self.method is not None:
+            raise ValueError("method goes with document: an adaptation has been made already")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings as a list."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+
+class StreamOptions(Body):
+    """`stream_options` of a completion."""
+
+    include_usage: bool = False
+    """Send one more chunk with the usage before the end."""
+
+
+class CreateCompletion(Body):
+    """`POST /v1/completions`, the OpenAI shape; other parameters are refused by name."""
+
+    model: Name
+    """`<base>` or `<base>:<adaptation id>`."""
+    prompt: (
+        Annotated[str, StringConstraints(min_length=1)]
+        | list[Annotated[str, StringConstraints(min_length=1)]]
+    ) = Field(min_length=1)
+    """One prompt or several; the model reads it after the adaptation's document."""
+    max_tokens: int = Field(default=16, ge=1)
+    """Longest completion of a prompt."""
+    temperature: float = Field(default=1.0, ge=0, le=10, allow_inf_nan=False)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens with this much probability."""
+    stop: Stop | list[Stop] | None = Field(default=None, max_length=MAX_STOPS)
+    """Strings that end a completion; they are not part of it."""
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    """Makes sampling repeatable."""
+    stream: bool = False
+    """Send tokens as server-sent events."""
+    stream_options: StreamOptions | None = None
+    """Only with `stream`."""
+
+    @model_validator(mode="after")
+    def _options_need_stream(self) -> "CreateCompletion":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream: true")
+        return self
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts as a list."""
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings as a list."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+
+def parse_method(method: dict[str, Any] | None, *, preset: str) -> dict[str, Any]:
+    """The method with every field written out.
+
+    Equal jobs then look equal, and stay what they were when a preset changes. Raises
+    InvalidRequestError that names the field.
+    """
+    values = dict(method or {})
+    kind = values.pop("type", "refine")
+    if kind == "read":
+        if values:
+            field = next(iter(values))
+            raise _invalid(f"method.{field}", f"a read has no field {clip(field)!r}")
+        return {"type": "read"}
+    if kind != "refine":
+        raise _invalid("method.type", f"method.type must be refine or read, got {clip(kind)!r}")
+    return {"type": "refine", **_refine_config({"preset": preset, **values}, "method")}
+
+
+def parse_focus(focus: bool | dict[str, Any]) -> dict[str, Any] | None:
+    """Overrides of the focus run as they are sent to the worker, checked; None: no focus."""
+    if focus is False:
+        return None
+    if focus is True:
+        return {}
+    _refine_config(focus, "focus")
+    return dict(focus)
+
+
+def _refine_config(values: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return RefineConfig.from_dict(values).to_dict()
+    except ConfigError as error:
+        raise _invalid(f"{where}.{clip(error.field)}", f"{where}: {clip(str(error))}") from None
+
+
+def _invalid(param: str, message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, param=param)
