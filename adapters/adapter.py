@@ -1,0 +1,102 @@
+"""The adapter: what studying a document leaves behind, and how it becomes one file.
+
+Holds the document's tokens and entropies (focus chooses positions from them), the recurrent state at
+its end, the accepted delta if there is one, and a manifest from which the job can be replayed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from imprint.adapters.errors import CorruptAdapterError
+from imprint.models.lora import LoraDelta
+from imprint.models.state import RecurrentState
+
+FORMAT: Final = "imprint-adapter-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """T = document tokens. `delta` is None where nothing was studied or the gate refused."""
+
+    tokens_T: Tensor
+    """Token ids of the document, int64."""
+    entropy_T: Tensor
+    """Entropy in nats of the base model's next-token distribution after each token, float32."""
+    state: RecurrentState
+    """State at the document's end, batch 1; read with the delta in scope `lora`."""
+    delta: LoraDelta | None = None
+    """One delta, already blended."""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """Model hash, config, seed, outcome and measurements: plain JSON values."""
+
+    @property
+    def adapted(self) -> bool:
+        """Whether answers come from an accepted delta."""
+        return self.delta is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        delta_bytes = self.delta.nbytes if self.delta else 0
+        return self.state.nbytes + delta_bytes + self.tokens_T.nbytes + self.entropy_T.nbytes
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Flat names for safetensors, on the host."""
+        tensors = {
+            "document.tokens": self.tokens_T.to(torch.int32),
+            "document.entropy": self.entropy_T.float(),
+            **self.state.to_tensors(),
+            **(self.delta.to_tensors() if self.delta else {}),
+        }
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Self:
+        """The inverse of `to_tensors`."""
+        has_delta = any(name.startswith("delta.") for name in tensors)
+        return cls(
+            tokens_T=tensors["document.tokens"].long(),
+            entropy_T=tensors["document.entropy"],
+            state=RecurrentState.from_tensors(tensors),
+            delta=LoraDelta.from_tensors(tensors) if has_delta else None,
+            manifest=manifest,
+        )
+
+
+def checksum(tensors: dict[str, Tensor], manifest: str) -> str:
+    """sha256 over the manifest and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(manifest.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_metadata(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> dict[str, str]:
+    """What the header of an adapter file says besides the tensors."""
+    text = json.dumps(manifest, sort_keys=True)
+    return {"format": FORMAT, "manifest": text, "sha256": checksum(tensors, text)}
+
+
+def read_adapter_file(path: str) -> Adapter:
+    """Read and verify one adapter file. Raises CorruptAdapterError naming the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CorruptAdapterError(f"{path} is not a whole safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise CorruptAdapterError(f"{path} is no adapter file of this version ({FORMAT})")
+    if checksum(tensors, metadata["manifest"]) != metadata["sha256"]:
+        raise CorruptAdapterError(f"{path} fails its checksum; delete it and adapt again")
+    return Adapter.from_tensors(tensors, json.loads(metadata["manifest"]))

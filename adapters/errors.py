@@ -1,0 +1,15 @@
+"""What can go wrong with an adaptation or an adapter, said so that the user can act on it."""
+
+from __future__ import annotations
+
+
+class AdaptationError(Exception):
+    """An adaptation cannot go on. `code` is a stable name for programs, the message is for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class CorruptAdapterError(Exception):
+    """A stored adapter is torn, foreign or of another model; the message names the file."""

@@ -1,0 +1,199 @@
+"""Studies a document for known questions: they choose the positions, each has a delta of its own.
+
+Works from the document-end state alone, with recall branches in scope `query_lora`: a step costs some
+hundred tokens per question whatever the document's length, and nothing is read again.
+Shapes: Q = questions, N = positions of a question, T = document tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imprint.adapters.adapter import Adapter
+from imprint.adapters.branches import query_step
+from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.gate import ProbeResult, judge, recall_probe
+from imprint.adapters.loss import clip_grads_per_delta
+from imprint.adapters.quantum import Quanta, Quantum, Usage
+from imprint.adapters.refine import init_delta, make_optimizer
+from imprint.adapters.selection import focus_positions, relevance
+from imprint.adapters.trunk import StepResult
+from imprint.models.deltanet import DeltaNet
+from imprint.models.lora import LoraDelta
+
+_PROBE_STEP = (1 << 19) - 1  # a step no run reaches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FocusResult:
+    """What focusing did for one question. Probes are in nats per token at relevant places."""
+
+    adapted: bool
+    steps: int
+    probe_before: float | None
+    probe_after: float | None
+    reward_first: float | None
+    reward_last: float | None
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in an answer's `focus`."""
+        names = ("steps", "probe_before", "probe_after", "reward_first", "reward_last", "reason")
+        return {name: getattr(self, name) for name in names}
+
+
+class Focus:
+    """One focus run for Q questions about one adapter; afterwards `delta` and `results` are set."""
+
+    def __init__(
+        self,
+        model: DeltaNet,
+        adapter: Adapter,
+        questions: Sequence[Sequence[int]],
+        config: RefineConfig,
+        *,
+        seed: int = 0,
+    ) -> None:
+        if config.scope != "query_lora":
+            raise ConfigError("scope", f"focus needs scope query_lora, got {config.scope!r}")
+        if config.branches != "recall":
+            raise ConfigError("branches", f"focus needs branches recall, got {config.branches!r}")
+        if not questions:
+            raise ValueError("focus needs at least one question")
+        self.model, self.adapter, self.config, self.seed = model, adapter, config, seed
+        self.questions = [list(question) for question in questions]
+        self.usage = Usage()
+        self.delta: LoraDelta | None = None
+        """The deltas of all questions, in order; those the gate refused are what the adapter had."""
+        self.results: list[FocusResult] = []
+
+    def run(self) -> Quanta:
+        """Step for all questions at once, then judge each."""
+        start = self._start()
+        scores = [
+            relevance(self.adapter.tokens_T, question, window=self.config.focus_window)
+            for question in self.questions
+        ]
+        probe_QN = self._positions(scores, _PROBE_STEP)
+        if probe_QN.shape[1] == 0:
+            self.delta = start.detach()
+            self.results = [self._unchanged("the document is too short") for _ in self.questions]
+            return
+        before = self._probe(probe_QN, start)
+        delta = start.clone().detach().requires_grad_()
+        optimizer = make_optimizer(delta, self.config)
+        rewards: list[Tensor | None] = []
+        for step in range(self.config.steps):
+            optimizer.zero_grad()
+            work = query_step(
+                self.model,
+                self._tokens(),
+                self._positions(scores, step),
+                self.config,
+                delta=delta,
+                end_state=self.adapter.state,
+                seeds=[self.seed] * len(self.questions),
+                step=step,
+            )
+            result = yield from self.usage.run(work, step, self.config.steps)
+            clip_grads_per_delta(delta, self.config.grad_clip)
+            optimizer.step()
+            rewards.append(_reward_Q(result))
+            yield Quantum(
+                phase="step",
+                num_tokens=0,
+                step=step + 1,
+                steps=self.config.steps,
+                event=_event(step, self.config.steps, result),
+            )
+        self._judge(
+            start.detach(), delta.detach(), before, self._probe(probe_QN, delta.detach()), rewards
+        )
+
+    def _tokens(self) -> Tensor:
+        return self.adapter.tokens_T.to(self.model.device)
+
+    def _start(self) -> LoraDelta:
+        if self.adapter.delta is None:
+            return init_delta(self.model, self.config, seed=self.seed, num=len(self.questions))
+        # what the document's own study learnt is where the questions' begins
+        return LoraDelta.stack([self.adapter.delta] * len(self.questions))
+
+    def _positions(self, scores: list[Tensor], step: int) -> Tensor:
+        rows = [
+            focus_positions(self.adapter.entropy_T, score_T, self.config, seed=self.seed, step=step)
+            for score_T in scores
+        ]
+        return torch.stack(rows)
+
+    def _probe(self, places_QN: Tensor, delta: LoraDelta) -> list[ProbeResult]:
+        # a shorter cue than the steps train with: what counts is the memory, not the cue
+        config = self.config.replace(cue_tokens=max(self.config.cue_tokens // 2, 1))
+        num = places_QN.shape[1]
+        probe = recall_probe(
+            self.model,
+            self._tokens(),
+            places_QN.flatten(),
+            self.adapter.state,
+            config,
+            delta=delta.detach(),
+        )
+        self.usage.tokens_forward += places_QN.numel() * (config.cue_tokens + config.rollout_length)
+        return [ProbeResult(nll_P) for nll_P in probe.nll_P.split(num)]
+
+    def _judge(
+        self,
+        start: LoraDelta,
+        delta: LoraDelta,
+        before: list[ProbeResult],
+        after: list[ProbeResult],
+        rewards: list[Tensor | None],
+    ) -> None:
+        kept = []
+        for i in range(len(self.questions)):
+            own = delta.slice(i, i + 1)
+            verdict = judge(before[i], after[i], self.config, neutral_rise_nats=None)
+            finite = all(bool(t.isfinite().all()) for t in own.parameters())
+            adapted = verdict.accepted and finite
+            kept.append(own if adapted else start.slice(i, i + 1))
+            self.results.append(
+                FocusResult(
+                    adapted=adapted,
+                    steps=self.config.steps,
+                    probe_before=before[i].mean,
+                    probe_after=after[i].mean,
+                    reward_first=None if rewards[0] is None else float(rewards[0][i]),
+                    reward_last=None if rewards[-1] is None else float(rewards[-1][i]),
+                    reason=verdict.reason if finite else "a gradient was not finite",
+                )
+            )
+        self.delta = LoraDelta.stack(kept)
+
+    def _unchanged(self, reason: str) -> FocusResult:
+        return FocusResult(
+            adapted=False,
+            steps=0,
+            probe_before=None,
+            probe_after=None,
+            reward_first=None,
+            reward_last=None,
+            reason=reason,
+        )
+
+
+def _reward_Q(result: StepResult) -> Tensor | None:  # noqa: N802 - Q is a shape
+    return None if result.rewards_QNG is None else result.rewards_QNG.flatten(1).mean(1)
+
+
+def _event(step: int, steps: int, result: StepResult) -> dict[str, Any]:
+    event: dict[str, Any] = {"step": step + 1, "steps": steps}
+    if result.ntp_loss_Q is not None:
+        event["ntp_loss"] = float(result.ntp_loss_Q.mean())
+    if result.rewards_QNG is not None:
+        event["reward_mean"] = float(result.rewards_QNG.mean())
+    return event

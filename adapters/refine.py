@@ -1,0 +1,380 @@
+"""Studies one document: reads it, takes REFINE steps, lets the gate judge, leaves an adapter.
+
+`Refiner.run` is a generator that yields after every quantum, so that a server can decode answers in
+between or stop. Knows nothing of HTTP, queues or files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imprint.adapters.adapter import Adapter
+from imprint.adapters.branches import query_step
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.errors import AdaptationError
+from imprint.adapters.gate import (
+    ProbeResult,
+    Verdict,
+    judge,
+    neutral_loss,
+    probe_places,
+    recall_probe,
+)
+from imprint.adapters.loss import clip_grads_per_delta
+from imprint.adapters.quantum import Quanta, Quantum, Usage
+from imprint.adapters.selection import select_positions
+from imprint.adapters.trunk import Reading, StepResult, read_segments, trunk_step
+from imprint.models.deltanet import DeltaNet
+from imprint.models.lora import LoraDelta
+from imprint.models.state import RecurrentState
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A delta as it was after `step` steps, with the document-end state it is asked from."""
+
+    step: int
+    delta: LoraDelta
+    end_state: RecurrentState
+    probe: ProbeResult
+
+
+def document_tokens(model: DeltaNet, tokens: Sequence[int]) -> Tensor:
+    """Token ids as a tensor on the model's device. Raises AdaptationError if there are none."""
+    if not tokens:
+        raise AdaptationError("document_empty", "the document holds no tokens; send some text")
+    largest = max(tokens)
+    if largest >= model.config.vocab_size or min(tokens) < 0:
+        raise AdaptationError(
+            "invalid_token",
+            f"token id {largest} is outside the vocabulary of {model.config.vocab_size}",
+        )
+    return torch.tensor(tokens, dtype=torch.long, device=model.device)
+
+
+def init_delta(model: DeltaNet, config: RefineConfig, *, seed: int, num: int = 1) -> LoraDelta:
+    """Fresh deltas on the projections whose names end in one of `config.lora_targets` (or on all)."""
+    targets = {
+        name: shape
+        for name, shape in model.lora_targets().items()
+        if not config.lora_targets or name.endswith(config.lora_targets)
+    }
+    if not targets:
+        raise AdaptationError(
+            "invalid_method", f"no projection's name ends in one of {list(config.lora_targets)}"
+        )
+    delta = LoraDelta.init(
+        targets,
+        config.lora_rank,
+        seed=seed,
+        num=num,
+        device=model.device,
+        dtype=_delta_dtype(model),
+    )
+    return delta.requires_grad_()
+
+
+def _delta_dtype(model: DeltaNet) -> torch.dtype:
+    # never below float32: a small step rounded to bfloat16 loses its direction
+    return torch.promote_types(model.dtype, torch.float32)
+
+
+def make_optimizer(delta: LoraDelta, config: RefineConfig) -> torch.optim.AdamW:
+    """AdamW; elementwise, so several deltas in one tensor never mix."""
+    return torch.optim.AdamW(
+        delta.parameters(),
+        lr=config.learning_rate,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+    )
+
+
+def tokens_sha256(tokens_T: Tensor) -> str:
+    """Fingerprint of a document's token ids."""
+    return hashlib.sha256(tokens_T.cpu().to(torch.int32).numpy().tobytes()).hexdigest()
+
+
+class DocumentReader:
+    """Reads a document once with the base weights; the adapter holds its end state and no delta."""
+
+    def __init__(self, model: DeltaNet, tokens: Sequence[int], *, segment_tokens: int) -> None:
+        self.model = model
+        self.tokens_T = document_tokens(model, tokens)
+        self.segment_tokens = segment_tokens
+        self.usage = Usage()
+        self.adapter: Adapter | None = None
+
+    def run(self) -> Quanta:
+        """One quantum a segment."""
+        work = read_segments(
+            self.model, self.tokens_T, segment_tokens=self.segment_tokens, keep_states=False
+        )
+        reading = yield from self.usage.run(work, 0, 0)
+        assert reading.entropy_T is not None
+        self.adapter = Adapter(
+            tokens_T=self.tokens_T,
+            entropy_T=reading.entropy_T.float(),
+            state=reading.end.state,
+            manifest={
+                "method": "read",
+                "num_tokens": len(self.tokens_T),
+                "document_sha256": tokens_sha256(self.tokens_T),
+                "outcome": "succeeded",
+                "usage": self.usage.to_dict(),
+            },
+        )
+
+
+class Refiner:
+    """One adaptation of one document; after `run` is exhausted, `adapter` holds what it left."""
+
+    def __init__(
+        self,
+        model: DeltaNet,
+        tokens: Sequence[int],
+        config: RefineConfig,
+        *,
+        seed: int = 0,
+        neutral: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.config, self.seed = model, config, seed
+        self.tokens_T = document_tokens(model, tokens)
+        self.neutral = list(neutral) if neutral and len(neutral) > 1 else None
+        self.usage = Usage()
+        self.adapter: Adapter | None = None
+        self._best: _Candidate | None = None
+        self._since_best = 0
+
+    def run(self) -> Quanta:
+        """Read, step, judge. Raises AdaptationError only for input that cannot be used at all."""
+        config = self.config
+        work = read_segments(
+            self.model,
+            self.tokens_T,
+            segment_tokens=config.segment_tokens,
+            keep_states=config.scope == "query_lora" and config.branches != "recall",
+        )
+        reading = yield from self.usage.run(work, 0, config.steps)
+        assert reading.entropy_T is not None
+        entropy_T = reading.entropy_T.float().cpu()
+        places_P, excluded_T = probe_places(entropy_T, config, seed=self.seed)
+        room = select_positions(entropy_T, config, seed=self.seed, step=0, excluded_T=excluded_T)
+        if len(places_P) == 0 or len(room) == 0:
+            self._finish(reading, None, _refused("the document is too short to adapt and to judge"))
+            return
+        base = self._probe(places_P, reading.end.state, None)
+        failure = yield from self._steps(reading, entropy_T, places_P, excluded_T, base)
+        if failure is not None:
+            self._finish(reading, None, failure, base)
+            return
+        yield from self._gate(reading, places_P, base)
+
+    def _probe(
+        self, places_P: Tensor, end_state: RecurrentState, delta: LoraDelta | None
+    ) -> ProbeResult:
+        self.usage.tokens_forward += len(places_P) * (
+            self.config.cue_tokens + self.config.rollout_length
+        )
+        return recall_probe(
+            self.model, self.tokens_T, places_P, end_state, self.config, delta=delta
+        )
+
+    def _steps(
+        self,
+        reading: Reading,
+        entropy_T: Tensor,
+        places_P: Tensor,
+        excluded_T: Tensor,
+        base: ProbeResult,
+    ) -> Generator[Quantum, None, Verdict | None]:
+        """Optimise, keeping the delta of the best probe. Returns a verdict only if the attempt broke."""
+        config, steps = self.config, self.config.steps
+        delta = init_delta(self.model, config, seed=self.seed)
+        optimizer = make_optimizer(delta, config)
+        for step in range(steps):
+            optimizer.zero_grad()
+            result = yield from self.usage.run(
+                self._step_work(reading, entropy_T, excluded_T, delta, step), step, steps
+            )
+            if config.scope == "lora" and step > 0 and result.end is not None:
+                # the trunk's reading was done with the delta as it was before this update
+                self._consider(step, delta, result.end.state, places_P)
+            norm = float(clip_grads_per_delta(delta, config.grad_clip)[0])
+            if not (math.isfinite(norm) and _finite(result)):
+                return _refused("a loss or gradient was not finite")
+            optimizer.step()
+            if config.scope == "query_lora":
+                self._consider(step + 1, delta, reading.end.state, places_P)
+            event = self._event(step, result, norm, base)
+            yield Quantum(phase="step", num_tokens=0, step=step + 1, steps=steps, event=event)
+            if self._since_best >= config.patience:
+                return None
+        if config.scope == "lora":
+            end = yield from self._read_again(delta)
+            self._consider(steps, delta, end, places_P)
+        return None
+
+    def _step_work(
+        self,
+        reading: Reading,
+        entropy_T: Tensor,
+        excluded_T: Tensor,
+        delta: LoraDelta,
+        step: int,
+    ) -> Generator[Any, None, StepResult]:
+        if self.config.scope == "lora":
+            return trunk_step(
+                self.model,
+                self.tokens_T,
+                self.config,
+                delta=delta,
+                seed=self.seed,
+                step=step,
+                excluded_T=excluded_T,
+            )
+        positions_N = select_positions(
+            entropy_T, self.config, seed=self.seed, step=step, excluded_T=excluded_T
+        )
+        return query_step(
+            self.model,
+            self.tokens_T,
+            positions_N.unsqueeze(0),
+            self.config,
+            delta=delta,
+            end_state=reading.end.state,
+            seeds=[self.seed],
+            step=step,
+            reading=reading if self.config.branches != "recall" else None,
+        )
+
+    def _read_again(self, delta: LoraDelta) -> Generator[Quantum, None, RecurrentState]:
+        work = read_segments(
+            self.model,
+            self.tokens_T,
+            segment_tokens=self.config.segment_tokens,
+            delta=delta.detach(),
+            entropy=False,
+            keep_states=False,
+        )
+        reading = yield from self.usage.run(work, self.config.steps, self.config.steps)
+        return reading.end.state
+
+    def _consider(
+        self, step: int, delta: LoraDelta, end_state: RecurrentState, places_P: Tensor
+    ) -> None:
+        probe = self._probe(places_P, end_state, delta.detach())
+        if self._best is None or probe.mean < self._best.probe.mean:
+            self._best = _Candidate(step, delta.detach().clone(), end_state.detach(), probe)
+            self._since_best = 0
+        else:
+            self._since_best += 1
+
+    def _gate(self, reading: Reading, places_P: Tensor, base: ProbeResult) -> Quanta:
+        """Judge the best candidate, whole and blended; the first that passes is kept."""
+        best = self._best
+        assert best is not None
+        neutral_before = neutral_loss(self.model, self.neutral, None) if self.neutral else None
+        verdict = None
+        for alpha in self.config.blend_factors:
+            delta, end_state, probe = best.delta.scaled(alpha), best.end_state, best.probe
+            if alpha != 1.0:
+                if self.config.scope == "lora":
+                    end_state = yield from self._read_again(delta)
+                probe = self._probe(places_P, end_state, delta)
+            rise = None
+            if self.neutral and neutral_before is not None:
+                rise = neutral_loss(self.model, self.neutral, delta) - neutral_before
+            verdict = judge(base, probe, self.config, neutral_rise_nats=rise)
+            yield Quantum(phase="gate", num_tokens=0, step=best.step, steps=self.config.steps)
+            if verdict.accepted:
+                chosen = _Candidate(best.step, delta, end_state, probe)
+                self._finish(reading, chosen, verdict, base, alpha)
+                return
+        assert verdict is not None
+        self._finish(reading, None, verdict, base)
+
+    def _event(
+        self, step: int, result: StepResult, norm: float, base: ProbeResult
+    ) -> dict[str, Any]:
+        event: dict[str, Any] = {
+            "step": step + 1,
+            "steps": self.config.steps,
+            "ntp_loss": _mean(result.ntp_loss_Q),
+            "policy_loss": _mean(result.policy_loss_Q),
+            "grad_norm": norm,
+            "probe_base_nats": base.mean,
+            "probe_nats": self._best.probe.mean if self._best else base.mean,
+            "num_positions": int(result.positions_QN.shape[1]),
+        }
+        if result.rewards_QNG is not None:
+            event["reward_mean"] = float(result.rewards_QNG.mean())
+            event["reward_std"] = float(result.rewards_QNG.std(correction=0))
+        if result.entropy_mean is not None:
+            event["entropy_mean"] = float(result.entropy_mean)
+        return event
+
+    def _finish(
+        self,
+        reading: Reading,
+        chosen: _Candidate | None,
+        verdict: Verdict,
+        base: ProbeResult | None = None,
+        alpha: float | None = None,
+    ) -> None:
+        assert reading.entropy_T is not None
+        result = {
+            "accepted": chosen is not None,
+            "reason": verdict.reason,
+            "alpha": alpha,
+            "best_step": self._best.step if self._best else None,
+            "probe_before": base.mean if base else None,
+            "probe_after": chosen.probe.mean
+            if chosen
+            else (self._best.probe.mean if self._best else None),
+            "probe_gain_nats": verdict.gain_nats,
+            "probe_gain_error_nats": verdict.gain_error_nats,
+            "neutral_rise_nats": verdict.neutral_rise_nats,
+        }
+        self.adapter = Adapter(
+            tokens_T=self.tokens_T,
+            entropy_T=reading.entropy_T.float(),
+            state=chosen.end_state if chosen else reading.end.state,
+            delta=chosen.delta if chosen else None,
+            manifest={
+                "method": "refine",
+                "config": self.config.to_dict(),
+                "seed": self.seed,
+                "num_tokens": len(self.tokens_T),
+                "document_sha256": tokens_sha256(self.tokens_T),
+                "outcome": "succeeded" if chosen else "rejected",
+                "result": {name: _plain(value) for name, value in result.items()},
+                "usage": self.usage.to_dict(),
+            },
+        )
+
+
+def _refused(reason: str) -> Verdict:
+    return Verdict(
+        accepted=False, reason=reason, gain_nats=0.0, gain_error_nats=0.0, neutral_rise_nats=None
+    )
+
+
+def _finite(result: StepResult) -> bool:
+    losses = (result.ntp_loss_Q, result.policy_loss_Q)
+    return all(bool(loss.isfinite().all()) for loss in losses if loss is not None)
+
+
+def _mean(loss_Q: Tensor | None) -> float | None:
+    return None if loss_Q is None else float(loss_Q.mean())
+
+
+def _plain(value: Any) -> Any:
+    # JSON knows no NaN or infinity
+    return None if isinstance(value, float) and not math.isfinite(value) else value

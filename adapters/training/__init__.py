@@ -1,0 +1,1 @@
+"""Training: the bundled model from nothing. Reads text corpora that the product does not need."""

@@ -1,0 +1,189 @@
+"""Pre-trains a small model from nothing. Resumable; knows nothing of REFINE.
+
+A run folder holds tokenizer.json, config.json, model.safetensors (a checkpoint that
+`imprint.models.load_model` reads), optimizer.pt and progress.json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imprint.adapters.training.config import PretrainConfig
+from imprint.adapters.training.corpus import Prose
+from imprint.adapters.training.tasks import Sample, Tasks
+from imprint.adapters.training.tokenizer import train_tokenizer
+from imprint.models.checkpoint import load_model, save_model
+from imprint.models.deltanet import DeltaNet
+from imprint.models.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor, list[str]]
+
+
+class Optimizers:
+    """Muon for the matrices inside the layers, AdamW for everything else, one learning rate."""
+
+    def __init__(self, model: DeltaNet, config: PretrainConfig) -> None:
+        inner, outer = [], []
+        for name, parameter in model.named_parameters():
+            is_matrix = parameter.ndim == 2 and min(parameter.shape) > 16
+            (inner if is_matrix and "layers" in name else outer).append(parameter)
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                inner, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(outer, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+
+    def step(self, rate: float) -> None:
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def draw_batch(config: PretrainConfig, tasks: Tasks, step: int, num_tokens: int) -> Batch:
+    """Tokens [B, T], loss weights [B, T] and the kind of each row; the step decides everything."""
+    rng = random.Random(f"{config.seed}:{step}")
+    stage = config.stage_at(num_tokens)
+    length = rng.choices(list(stage.lengths), list(stage.lengths.values()))[0]
+    rows: list[Sample] = []
+    kinds: list[str] = []
+    for _ in range(max(stage.batch_tokens // length, 1)):
+        kinds.append(rng.choices(list(stage.kinds), list(stage.kinds.values()))[0])
+        rows.append(tasks.draw(kinds[-1], rng, length))
+    return (
+        torch.tensor([row.tokens for row in rows]),
+        torch.tensor([row.weights for row in rows]),
+        kinds,
+    )
+
+
+def weighted_loss(model: DeltaNet, tokens_BT: Tensor, weights_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy weighted per predicted token, and which predictions were right [B, T - 1]."""
+    hidden_BTD, _ = model(tokens_BT)
+    keep_BT = weights_BT[:, 1:] > 0
+    logits_NV = model.lm_head(hidden_BTD[:, :-1][keep_BT]).float()
+    targets_N = tokens_BT[:, 1:][keep_BT]
+    weights_N = weights_BT[:, 1:][keep_BT]
+    losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
+    right_BT = torch.zeros_like(keep_BT)
+    right_BT[keep_BT] = logits_NV.argmax(-1) == targets_N
+    return (losses_N * weights_N).sum() / weights_N.sum(), right_BT
+
+
+class Pretraining:
+    """One run in one folder."""
+
+    def __init__(self, config: PretrainConfig, corpus: list[Path], out: Path) -> None:
+        self.config, self.out = config, out
+        prose = Prose(corpus, max_chars=config.max_corpus_chars, seed=config.seed)
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / "tokenizer.json").exists():
+            log.info("training a tokenizer of %d tokens", config.model.vocab_size)
+            texts = (" ".join(document) for document in prose.documents[:1500])
+            train_tokenizer(texts, config.model.vocab_size, out)
+        self.tasks = Tasks(prose, load_tokenizer(out))
+        self.step = self.num_tokens = 0
+        self.seconds = 0.0
+        self.model = self._restore()
+        self.right: dict[str, list[float]] = {}
+
+    def _restore(self) -> DeltaNet:
+        progress = self.out / "progress.json"
+        if progress.exists():
+            model = load_model(self.out).train().requires_grad_(True)
+            saved = json.loads(progress.read_text(encoding="utf-8"))
+            self.step, self.num_tokens = saved["step"], saved["num_tokens"]
+            self.seconds = saved["seconds"]
+            log.info("going on at step %d, %d tokens", self.step, self.num_tokens)
+        else:
+            model = DeltaNet(self.config.model)
+            model.reset_parameters(self.config.seed)
+        self.optimizers = Optimizers(model, self.config)
+        if progress.exists():
+            states = torch.load(self.out / "optimizer.pt", weights_only=True)
+            self.optimizers.restore(states)
+        return model
+
+    def save(self) -> None:
+        """Write the checkpoint; progress.json goes last, so a torn save is never resumed from."""
+        (self.out / "progress.json").unlink(missing_ok=True)
+        save_model(self.model, self.out)
+        torch.save(self.optimizers.state(), self.out / "optimizer.pt")
+        progress = {"step": self.step, "num_tokens": self.num_tokens, "seconds": self.seconds}
+        temporary = self.out / "progress.json.tmp"
+        temporary.write_text(json.dumps(progress) + "\n", encoding="utf-8")
+        os.replace(temporary, self.out / "progress.json")
+
+    def run(self, *, save_every_s: float = 180, log_every_s: float = 10) -> None:
+        """Train to the last stage's end."""
+        saved_at = logged_at = time.monotonic()
+        logged_tokens, losses = self.num_tokens, []
+        while self.num_tokens < self.config.total_tokens:
+            started = time.monotonic()
+            losses.append(self._step())
+            now = time.monotonic()
+            self.seconds += now - started
+            if now - logged_at > log_every_s:
+                speed = (self.num_tokens - logged_tokens) / (now - logged_at)
+                left_s = (self.config.total_tokens - self.num_tokens) / speed
+                log.info(
+                    "step %d  tokens %.2fM  loss %.3f  right %s  %.0f tok/s  %.0f min left",
+                    self.step, self.num_tokens / 1e6, sum(losses) / len(losses),
+                    self._accuracy(), speed, left_s / 60,
+                )  # fmt: skip
+                logged_at, logged_tokens, losses = now, self.num_tokens, []
+            if now - saved_at > save_every_s:
+                self.save()
+                saved_at = now
+        self.save()
+
+    def _step(self) -> float:
+        tokens_BT, weights_BT, kinds = draw_batch(
+            self.config, self.tasks, self.step, self.num_tokens
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, right_BT = weighted_loss(self.model, tokens_BT, weights_BT)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizers.step(self.config.rate_at(self.step, self.num_tokens))
+        answer_BT = weights_BT[:, 1:] == 1.0
+        for row, kind in enumerate(kinds):
+            if count := int(answer_BT[row].sum()):
+                share = float((right_BT[row] & answer_BT[row]).sum()) / count
+                self.right[kind] = [*self.right.get(kind, []), share][-200:]
+        self.step += 1
+        self.num_tokens += tokens_BT.numel()
+        return loss.item()
+
+    def _accuracy(self) -> str:
+        return " ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(self.right.items()))
+
+
+def pretrain(config_path: Path, corpus: Path, out: Path, *, threads: int = 2) -> None:
+    """Train as `config_path` says on every train-*.jsonl.zst of `corpus`, into the folder `out`."""
+    files = sorted(corpus.glob("train-*.jsonl.zst"))
+    if not files:
+        raise ValueError(f"{corpus} holds no train-*.jsonl.zst files")
+    torch.set_num_threads(threads)
+    Pretraining(PretrainConfig.load(config_path), files, out).run()

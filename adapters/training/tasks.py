@@ -1,0 +1,198 @@
+"""What the bundled model practises: repetition, needles with questions, prose.
+
+A sample is a token sequence of exactly the asked length and a weight per token for the loss of
+predicting it; answers and repeats weigh one, what merely surrounds them `PROSE_WEIGHT`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from imprint.adapters.evaluation.wordings import RULER, TRAINING, Wording, join_words
+from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
+from imprint.adapters.training.corpus import Prose
+from imprint.models.tokenizer import DEFAULT_QUESTION_TEMPLATE, Tokenizer
+
+PROSE_WEIGHT = 0.1
+"""Loss weight of a token that is neither an answer nor a repeat."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """Token ids and their loss weights, the same number of each."""
+
+    tokens: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, tokens: list[int], weight: float) -> None:
+        self.tokens += tokens
+        self.weights += [weight] * len(tokens)
+
+    def cut(self, length: int) -> Sample:
+        return Sample(self.tokens[:length], self.weights[:length])
+
+
+class Tasks:
+    """Draws samples; `rng` and the arguments decide everything."""
+
+    def __init__(self, prose: Prose, tokenizer: Tokenizer) -> None:
+        self.prose = prose
+        self.tokenizer = tokenizer
+        self.kinds: dict[str, Callable[[random.Random, int], Sample]] = {
+            "repeat": self.repeat,
+            "needles": self.needles,
+            "ruler": self.ruler,
+            "pairs": self.pairs,
+            "prose": self.plain_prose,
+        }
+
+    def draw(self, kind: str, rng: random.Random, length: int) -> Sample:
+        """A sample of exactly `length` tokens."""
+        sample = self.kinds[kind](rng, length)
+        while len(sample.tokens) < length:
+            self._fill(sample, rng, length)
+        return sample.cut(length)
+
+    def _fill(self, sample: Sample, rng: random.Random, length: int) -> None:
+        missing = length - len(sample.tokens)
+        text = "\n" + " ".join(self.prose.run(rng, missing * 4))
+        sample.add(self.tokenizer.encode(text)[: max(missing, 1)], PROSE_WEIGHT)
+
+    def _prose_tokens(self, rng: random.Random, num_tokens: int) -> list[int]:
+        return self.tokenizer.encode(" ".join(self.prose.run(rng, num_tokens * 5)))[:num_tokens]
+
+    def plain_prose(self, rng: random.Random, length: int) -> Sample:
+        sample = Sample()
+        sample.add(self._prose_tokens(rng, length), PROSE_WEIGHT)
+        return sample
+
+    def repeat(self, rng: random.Random, length: int) -> Sample:
+        """Spans of random or natural tokens that come again, from a random start, after a gap."""
+        sample = Sample()
+        vocab = self.tokenizer.vocab_size
+        natural = rng.random() < 0.5
+        while len(sample.tokens) < length:
+            size = rng.randint(8, 64)
+            span = (
+                self._prose_tokens(rng, size)
+                if natural
+                else [rng.randrange(1, vocab) for _ in range(size)]
+            )
+            gap = int(rng.random() ** 2 * max(length - len(sample.tokens) - 2 * size, 0))
+            start = rng.randrange(0, max(size // 2, 1))
+            sample.add(span, 0.0 if not natural else PROSE_WEIGHT)
+            if gap:
+                sample.add(self._prose_tokens(rng, gap), PROSE_WEIGHT)
+            # the first token cannot be known; the second may be ambiguous
+            sample.add(span[start : start + 1], 0.0)
+            sample.add(span[start + 1 :], 1.0)
+        return sample
+
+    def key(self, rng: random.Random) -> str:
+        """Mostly `adjective-noun`; else words of the corpus, so that keys of any form are read."""
+        draw = rng.random()
+        if draw < 0.5:
+            return f"{rng.choice(ADJECTIVES['train'])}-{rng.choice(NOUNS['train'])}"
+        if draw < 0.7:
+            return f"{rng.choice(self.prose.words).lower()}-{rng.choice(self.prose.words).lower()}"
+        if draw < 0.85:
+            return f"{rng.choice(self.prose.words)} {rng.choice(self.prose.words)}"
+        return rng.choice(self.prose.words)
+
+    def value(self, rng: random.Random) -> str:
+        """Mostly seven digits; else other numbers, now and then words."""
+        draw = rng.random()
+        if draw < 0.65:
+            return str(rng.randrange(10**6, 10**7))
+        if draw < 0.85:
+            digits = rng.randint(3, 9)
+            return str(rng.randrange(10 ** (digits - 1), 10**digits))
+        return " ".join(rng.choice(self.prose.words) for _ in range(rng.randint(1, 2)))
+
+    def ruler(self, rng: random.Random, length: int) -> Sample:
+        """Needles in RULER's wording."""
+        return self._needles(rng, length, [RULER])
+
+    def needles(self, rng: random.Random, length: int) -> Sample:
+        """Needles in one to three of the training wordings."""
+        return self._needles(rng, length, rng.sample(TRAINING, rng.randint(1, 3)))
+
+    def _needles(self, rng: random.Random, length: int, wordings: list[Wording]) -> Sample:
+        """Up to 16 needles in prose, then questions about a third of them or more."""
+        num_values = 1 if rng.random() < 0.85 else rng.randint(2, 4)
+        largest = max(min(length // (64 * num_values), 16 // num_values), 1)
+        keys = {self.key(rng) for _ in range(rng.randint(1, rng.randint(1, largest)))}
+        held = [
+            (rng.choice(wordings), key, [self.value(rng) for _ in range(num_values)])
+            for key in sorted(keys)
+        ]
+        rng.shuffle(held)
+        num_asked = rng.randint(max(len(held) // 3, 1), len(held))
+        encode = self.tokenizer.encode_batch
+        asked = [encode(self._question(rng, *item)) for item in held[:num_asked]]
+        needles = encode(
+            [" " + w.needle.format(key=key, value=v) for w, key, vs in held for v in vs]
+        )
+        rng.shuffle(needles)
+        many = len(needles) > 1
+        intro = wordings[0].intro_many if many else wordings[0].intro
+        head = self.tokenizer.encode(intro + "\n") if intro and rng.random() < 0.7 else []
+        spent = len(head) + sum(map(len, needles)) + sum(len(p) + len(t) for p, t in asked)
+        pieces = self._pieces(rng, length - spent)
+        for needle in needles:
+            pieces.insert(rng.randint(0, len(pieces)), needle)
+        sample = Sample()
+        sample.add(head + [token for piece in pieces for token in piece], PROSE_WEIGHT)
+        for prompt, target in asked:
+            sample.add(prompt, 0.0)
+            sample.add(target, 1.0)
+        return sample
+
+    def _pieces(self, rng: random.Random, room: int) -> list[list[int]]:
+        """Sentences as tokens, as many as fit into `room` tokens."""
+        if room <= 0:
+            return []
+        # a sentence that starts with a space is tokenised the same alone and in company
+        texts = [" " + sentence for sentence in self.prose.run(rng, room * 5)]
+        pieces = []
+        for piece in self.tokenizer.encode_batch(texts):
+            room -= len(piece)
+            if room < 0:
+                break
+            pieces.append(piece)
+        return pieces
+
+    def _question(
+        self, rng: random.Random, wording: Wording, key: str, values: list[str]
+    ) -> list[str]:
+        """The prompt and its right continuation."""
+        many = len(values) > 1
+        question = (wording.question_many if many else wording.question).format(query=key)
+        answers = list(values)
+        if many:
+            rng.shuffle(answers)
+        if rng.random() < 0.5:
+            prefix = (wording.prefix_many if many else wording.prefix).format(query=key)
+            return [f"\n{question}{prefix}", f" {join_words(answers)}.\n"]
+        return [DEFAULT_QUESTION_TEMPLATE.format(question=question), f" {join_words(answers)}\n"]
+
+    def pairs(self, rng: random.Random, length: int) -> Sample:
+        """A dense list of keys and values, then keys whose values are asked."""
+        sample = Sample()
+        while len(sample.tokens) < length:
+            num_pairs = rng.randint(2, max(min(length // 24, 24), 2))
+            keys = list(dict.fromkeys(self.key(rng) for _ in range(num_pairs)))
+            values = {key: self.value(rng) for key in keys}
+            mark = rng.choice([" is ", ": ", " = ", " -> "])
+            lines = [f"{key}{mark}{value}" for key, value in values.items()]
+            gap = self.prose.run(rng, rng.randint(0, max(length - num_pairs * 30, 0)) * 2)
+            sample.add(self.tokenizer.encode("\n".join(lines) + "\n" + " ".join(gap)), PROSE_WEIGHT)
+            for key in rng.sample(keys, rng.randint(1, len(keys))):
+                prompt, target = self.tokenizer.encode_batch(
+                    [f"\n{key}{mark}".rstrip(" "), f" {values[key]}\n"]
+                )
+                sample.add(prompt, 0.0)
+                sample.add(target, 1.0)
+        return sample
