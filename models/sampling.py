@@ -35,7 +35,9 @@ def counter_uniform(seed: int, counters: Tensor) -> Tensor:
     return torch.from_numpy(uniform.reshape(tuple(counters.shape)))
 
 
-def sample_tokens(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
+def sample_tokens(
+    logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor
+) -> Tensor:
     """One token a row by inverting the cumulative distribution at `uniform_B`; temperature 0 is greedy.
 
     `top_p` keeps the smallest set of most probable tokens whose mass reaches it.
@@ -45,7 +47,9 @@ def sample_tokens(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uni
     if bool(cold_B.all()):
         return greedy_B
     safe_B1 = temperature_B.masked_fill(cold_B, 1.0).unsqueeze(-1).to(logits_BV.dtype)
-    probs_BV, order_BV = (logits_BV / safe_B1).softmax(-1).double().sort(-1, descending=True, stable=True)
+    probs_BV, order_BV = (
+        (logits_BV / safe_B1).softmax(-1).double().sort(stable=True, dim=-1, descending=True)
+    )
     mass_BV = probs_BV.cumsum(-1)
     probs_BV = probs_BV.masked_fill(mass_BV - probs_BV >= top_p_B.unsqueeze(-1), 0.0)
     mass_BV = probs_BV.cumsum(-1)
