@@ -1,0 +1,44 @@
+"""Fixtures for all tests: a tiny random checkpoint whose vocabulary is the 256 bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder: DeltaNet of width 32 with random weights, byte-level tokenizer."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    from imprint.models.checkpoint import save_model
+    from imprint.models.config import ModelConfig
+    from imprint.models.deltanet import DeltaNet
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<|end|>": 0, **{char: i for i, char in enumerate(alphabet, start=1)}}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>"])
+    config = ModelConfig(
+        vocab_size=len(vocab),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = DeltaNet(config)
+    model.reset_parameters(0)
+    save_model(model, folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = {"question_template": "\nQuestion: {question}\nAnswer:"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(template), encoding="utf-8")
+    (folder / "neutral.txt").write_text("It rained. The sea was calm. " * 40, encoding="utf-8")
+    return folder
