@@ -1,0 +1,274 @@
+"""What one adaptation is asked to do: `RefineConfig`, its presets and its checks.
+
+Limit: numbers and names only. Imports no torch, so the HTTP process can validate a request with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+SELECTIONS: Final = ("entropy", "uniform", "argmax", "argmin")
+BRANCHES: Final = ("continue", "recall", "mixed")
+REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact")
+ADVANTAGES: Final = ("grpo", "rloo", "dr_grpo")
+SCOPES: Final = ("lora", "query_lora")
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "selection": SELECTIONS,
+    "branches": BRANCHES,
+    "reward": REWARDS,
+    "advantage": ADVANTAGES,
+    "scope": SCOPES,
+}
+# field -> (smallest, largest) accepted value; the largest ones bound what a request can cost
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "steps": (1, 1000),
+    "positions": (1, 1024),
+    "rollout_length": (1, 256),
+    "group_size": (1, 256),
+    "selection_temperature": (1e-3, 1e3),
+    "smoothing": (0, 255),
+    "margin_tokens": (0, 4096),
+    "recall_fraction": (0.0, 1.0),
+    "cue_tokens": (1, 256),
+    "lambda_rl": (0.0, 1e3),
+    "lambda_ntp": (0.0, 1e3),
+    "learning_rate": (0.0, 10.0),
+    "weight_decay": (0.0, 10.0),
+    "grad_clip": (1e-6, 1e6),
+    "clip_low": (0.0, 1.0),
+    "clip_high": (0.0, 10.0),
+    "dual_clip": (1.0, 1e3),
+    "lora_rank": (1, 256),
+    "segment_tokens": (16, 65536),
+    "temperature": (1e-2, 10.0),
+    "focus_gamma": (0.0, 1e3),
+    "focus_window": (1, 1024),
+    "patience": (1, 1000),
+    "probe_places": (0, 256),
+    "probe_margin": (0.0, 100.0),
+    "probe_confidence": (0.0, 10.0),
+    "neutral_margin": (0.0, 100.0),
+}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. `field` names it, the message carries its value."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineConfig:
+    """Settings of one adaptation; the defaults are the preset `default`."""
+
+    steps: int = 16
+    """Optimizer steps."""
+    positions: int = 8
+    """Positions selected per step (c); the document is cut into as many segments."""
+    rollout_length: int = 5
+    """Tokens per rollout (k), never cut short."""
+    group_size: int = 4
+    """Rollouts per position (n); with 1, all positions of the document form one group."""
+    selection: str = "entropy"
+    """How a position is chosen inside its segment: entropy, uniform, argmax or argmin."""
+    selection_temperature: float = 1.0
+    """tau of softmax(entropy / tau), in nats."""
+    smoothing: int = 0
+    """Odd width of the average over neighbouring entropies; 0 means k, or k + 1 when k is even."""
+    margin_tokens: int = 20
+    """Distance of a position from both ends, where the document is long enough for it."""
+    branches: str = "recall"
+    """continue: leave at the position. recall: leave at the document's end, after a cue."""
+    recall_fraction: float = 0.5
+    """With branches = mixed: the share of positions that recall."""
+    cue_tokens: int = 8
+    """Document tokens before the position that a recalling branch is given (m)."""
+    reward: str = "expected_exact"
+    """exact, cosine, hybrid or expected_exact."""
+    advantage: str = "rloo"
+    """grpo, rloo or dr_grpo."""
+    lambda_rl: float = 0.4
+    """Weight of the policy loss; 0 samples no rollouts."""
+    lambda_ntp: float = 1.0
+    """Weight of the next-token loss: over the document (lora), over the branches (query_lora)."""
+    learning_rate: float = 3e-3
+    """AdamW learning rate of the delta."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW decay rates of the two moments."""
+    weight_decay: float = 0.0
+    """AdamW decoupled weight decay."""
+    grad_clip: float = 1.0
+    """Largest gradient norm of one delta."""
+    clip_low: float = 0.2
+    """PPO: smallest ratio is 1 - clip_low."""
+    clip_high: float = 0.2
+    """PPO: largest ratio is 1 + clip_high."""
+    dual_clip: float = 3.0
+    """PPO: bound of the loss where the advantage is negative."""
+    scope: str = "query_lora"
+    """lora: the delta reads and answers. query_lora: it sees branches and questions only."""
+    lora_rank: int = 8
+    """Rank of the delta."""
+    lora_targets: tuple[str, ...] = ()
+    """Endings of the projections that get a delta, such as q_proj; empty means all of them."""
+    segment_tokens: int = 512
+    """Tokens of one reading segment (C): bounds activation memory and the longest quantum."""
+    temperature: float = 1.0
+    """Sampling temperature of the rollouts."""
+    focus_gamma: float = 10.0
+    """Weight of relevance (0 to 1) against entropy in nats when questions choose the positions."""
+    focus_window: int = 16
+    """Tokens after a matching term over which its relevance fades to zero."""
+    patience: int = 3
+    """Probes in a row without improvement after which the steps stop."""
+    probe_places: int = 32
+    """Places held out of the adaptation that judge it; 0 switches the recall probe off."""
+    probe_margin: float = 0.0
+    """Nats per token by which the probe must improve to be accepted."""
+    probe_confidence: float = 1.0
+    """Standard errors by which the probe's mean improvement must exceed that margin."""
+    neutral_margin: float = 0.05
+    """Nats per token by which the loss on neutral text may rise."""
+    blend_factors: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """Factors by which the best delta is scaled before the gate judges it."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(field.name, getattr(self, field.name), field.default)
+            object.__setattr__(self, field.name, value)
+        if self.smoothing and self.smoothing % 2 == 0:
+            raise ConfigError("smoothing", f"smoothing must be odd or 0, got {self.smoothing}")
+        if self.lambda_rl == 0 and self.lambda_ntp == 0:
+            raise ConfigError("lambda_rl", "lambda_rl and lambda_ntp cannot both be 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("betas", f"betas must lie in [0, 1), got {self.betas}")
+        if not self.blend_factors or not all(0 < factor <= 1 for factor in self.blend_factors):
+            raise ConfigError(
+                "blend_factors", f"blend_factors must lie in (0, 1], got {self.blend_factors}"
+            )
+
+    @property
+    def smoothing_width(self) -> int:
+        """The odd kernel that smooths the entropies."""
+        return self.smoothing or self.rollout_length + (self.rollout_length % 2 == 0)
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether the reward compares hidden states."""
+        return self.reward in ("cosine", "hybrid")
+
+    @classmethod
+    def preset(cls, name: str, /, **overrides: Any) -> RefineConfig:
+        """A named preset with single fields replaced."""
+        return cls.from_dict({**overrides, "preset": name})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RefineConfig:
+        """Build from plain JSON values; an entry `preset` gives the base of the others.
+
+        Raises ConfigError, with the field's name, for unknown fields and unusable values.
+        """
+        values = dict(values)
+        if "preset" in values:
+            name = values.pop("preset")
+            if not isinstance(name, str) or name not in PRESETS:
+                known_names = _names(PRESETS)
+                raise ConfigError("preset", f"preset must be one of {known_names}, got {name!r}")
+            values = {**PRESETS[name], **values}
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(str(name), f"unknown field {name!r}; known: {_names(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values of every field; `from_dict` gives the same config back."""
+        pairs = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+
+    def replace(self, **overrides: Any) -> RefineConfig:
+        """A copy with single fields replaced, checked again."""
+        return RefineConfig.from_dict({**self.to_dict(), **overrides})
+
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "default": {},
+    "fast": {"steps": 4, "learning_rate": 1e-2, "group_size": 2, "patience": 2},
+    # the questions are known and choose the positions; a step costs some hundred tokens
+    "focus": {"scope": "query_lora", "branches": "recall", "steps": 16, "learning_rate": 3e-3},
+    # arXiv 2602.16704, test time. The paper trains every weight; the scope here is lora, the widest
+    # one there is, so the numbers are for parity of the step, and no good serving defaults.
+    "paper": {
+        "steps": 1,
+        "positions": 8,
+        "rollout_length": 5,
+        "group_size": 1,
+        "selection": "entropy",
+        "selection_temperature": 1.0,
+        "branches": "continue",
+        "reward": "exact",
+        "advantage": "grpo",
+        "lambda_rl": 0.4,
+        "lambda_ntp": 1.0,
+        "learning_rate": 1e-6,
+        "weight_decay": 0.01,
+        "grad_clip": 1.0,
+        "scope": "lora",
+    },
+}
+"""Fields in which each preset differs from, or insists on, the defaults of `RefineConfig`."""
+
+
+def _names(names: Any) -> str:
+    return ", ".join(sorted(names))
+
+
+def _checked(name: str, value: Any, default: Any) -> Any:
+    """The value in its field's type, or a ConfigError."""
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            choices = _names(_CHOICES[name])
+            raise ConfigError(name, f"{name} must be one of {choices}, got {value!r}")
+        return value
+    if isinstance(default, tuple):
+        return _checked_tuple(name, value)
+    number = _checked_number(name, value, integer=isinstance(default, int))
+    low, high = _RANGES[name]
+    if not low <= number <= high:
+        raise ConfigError(name, f"{name} must be between {low} and {high}, got {value!r}")
+    return number
+
+
+def _checked_number(name: str, value: Any, *, integer: bool) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        kind = "an integer" if integer else "a number"
+        raise ConfigError(name, f"{name} must be {kind}, got {value!r}")
+    if integer:
+        if value != int(value) if math.isfinite(value) else True:
+            raise ConfigError(name, f"{name} must be an integer, got {value!r}")
+        return int(value)
+    if not math.isfinite(value):
+        raise ConfigError(name, f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
+def _checked_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(name, f"{name} must be a list, got {value!r}")
+    if len(value) > 64:
+        raise ConfigError(name, f"{name} must have at most 64 entries, got {len(value)}")
+    if name == "lora_targets":
+        for entry in value:
+            if not isinstance(entry, str) or not entry:
+                raise ConfigError(name, f"{name} must hold names, got {entry!r}")
+        return tuple(value)
+    if name == "betas" and len(value) != 2:
+        raise ConfigError(name, f"betas must be two numbers, got {value!r}")
+    return tuple(float(_checked_number(name, entry, integer=False)) for entry in value)

@@ -1,0 +1,198 @@
+"""Branches: where they start, what they roll out, and how likely that was.
+
+Rows of a batch are branches in groups of equal size per delta, so Q deltas can roll out at once.
+Random numbers are pure functions of (seed, step, branch, rollout, token): a rollout does not depend
+on what else is in the batch. Limit: knows states and tokens; nothing of rewards or losses.
+"""
+
+# Q = deltas, N = branches (rows, Q divides N), G = rollouts per branch, R = sequences per branch,
+# K = rollout length, M = cue tokens, D = model width, V = vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imprint.adapters.config import RefineConfig
+from imprint.models import DeltaNet, LoraDelta, RecurrentState, counter_uniform
+
+
+@dataclass(frozen=True, slots=True)
+class BranchStart:
+    """Where branches leave: the state after the last token read, and that token's hidden state."""
+
+    hidden_ND: Tensor
+    state: RecurrentState
+
+    @classmethod
+    def stack(cls, starts: Sequence[BranchStart]) -> BranchStart:
+        """The rows of all `starts`, in order."""
+        hidden_ND = torch.cat([start.hidden_ND for start in starts])
+        return cls(hidden_ND, RecurrentState.stack([start.state for start in starts]))
+
+    def fork(self, num: int) -> BranchStart:
+        """Row i becomes rows i * num ... (i + 1) * num - 1; differentiable."""
+        return BranchStart(self.hidden_ND.repeat_interleave(num, 0), self.state.fork(num))
+
+    def select(self, rows: Tensor) -> BranchStart:
+        """The given rows; differentiable."""
+        return BranchStart(self.hidden_ND.index_select(0, rows), self.state.select(rows))
+
+    def detach(self) -> BranchStart:
+        """The same values without a graph."""
+        return BranchStart(self.hidden_ND.detach(), self.state.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """What was sampled, without gradients."""
+
+    tokens_NGK: Tensor
+    logprobs_NGK: Tensor
+    """Log-probability of each sampled token."""
+    truth_logprobs_NGK: Tensor
+    """Log-probability of the document's token at the same place, after the rollout so far."""
+    hidden_NGKD: Tensor | None
+    """Hidden states after each sampled token; None unless the reward compares them."""
+    truth_hidden_NKD: Tensor | None
+    """Hidden states after each token of the document's continuation; None likewise."""
+
+    def select(self, rows: Tensor) -> Rollouts:
+        """The rollouts of the given branches."""
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.index_select(0, rows)
+
+        return Rollouts(
+            self.tokens_NGK.index_select(0, rows),
+            self.logprobs_NGK.index_select(0, rows),
+            self.truth_logprobs_NGK.index_select(0, rows),
+            pick(self.hidden_NGKD),
+            pick(self.truth_hidden_NKD),
+        )
+
+
+def continuations(tokens_T: Tensor, positions_N: Tensor, length: int) -> Tensor:
+    """The document's next `length` tokens after each position: [N, K]."""
+    offsets = torch.arange(length, device=tokens_T.device)
+    return tokens_T[positions_N.to(tokens_T.device).unsqueeze(1) + offsets]
+
+
+def read_cues(
+    model: DeltaNet,
+    tokens_T: Tensor,
+    positions_N: Tensor,
+    state: RecurrentState,
+    cue_tokens: int,
+    *,
+    delta: LoraDelta | None = None,
+) -> BranchStart:
+    """Read the up to `cue_tokens` document tokens before each position, from `state` [N rows].
+
+    Positions are at least 1; those with fewer tokens before them get a shorter cue.
+    """
+    positions_N = positions_N.to(tokens_T.device)
+    lengths_N = positions_N.clamp_max(cue_tokens)
+    longest, shortest = int(lengths_N.max()), int(lengths_N.min())
+    offsets_M = torch.arange(longest, device=tokens_T.device)
+    index_NM = (positions_N - lengths_N).unsqueeze(1) + offsets_M
+    cues_NM = tokens_T[index_NM.clamp_max(tokens_T.numel() - 1)]
+    if longest == shortest:
+        hidden_NMD, state = model(cues_NM, state, delta=delta)
+        return BranchStart(hidden_NMD[:, -1], state)
+    hidden_NMD, state = model(cues_NM, state, delta=delta, lengths_B=lengths_N)
+    rows = torch.arange(len(lengths_N), device=tokens_T.device)
+    return BranchStart(hidden_NMD[rows, lengths_N - 1], state)
+
+
+def rollout_uniforms(
+    seeds: Sequence[int], step: int, branches_N: Tensor, group_size: int, length: int
+) -> Tensor:
+    """Uniform numbers [N, G, K]; the rows are split evenly over the seeds, in order."""
+    branch = branches_N.cpu().view(len(seeds), -1, 1, 1)
+    rollout = torch.arange(group_size).view(1, -1, 1)
+    token = torch.arange(length).view(1, 1, -1)
+    counters = (step << 40) + (branch << 20) + (rollout << 10) + token
+    streams = [counter_uniform(seed, counters[i]) for i, seed in enumerate(seeds)]
+    return torch.cat(streams)
+
+
+def _invert(logprobs_RV: Tensor, uniform_R: Tensor) -> Tensor:
+    """One token per row from the whole distribution, by its cumulative sum: [R]."""
+    mass_RV = logprobs_RV.double().exp().cumsum(-1)
+    point_R1 = uniform_R.unsqueeze(1) * mass_RV[:, -1:]
+    return torch.searchsorted(mass_RV, point_R1).squeeze(1).clamp_max(mass_RV.shape[1] - 1)
+
+
+@torch.no_grad()
+def sample_rollouts(
+    model: DeltaNet,
+    start: BranchStart,
+    truth_NK: Tensor,
+    config: RefineConfig,
+    *,
+    seeds: Sequence[int],
+    step: int,
+    branches_N: Tensor,
+    delta: LoraDelta | None = None,
+) -> Rollouts:
+    """Sample `group_size` rollouts of exactly K tokens from every branch; no top-p, no early stop.
+
+    `branches_N` numbers the branches of each seed and so fixes their random streams.
+    """
+    num, length = truth_NK.shape
+    group, device = config.group_size, truth_NK.device
+    uniform_NGK = rollout_uniforms(seeds, step, branches_N, group, length)
+    uniform_RK = uniform_NGK.view(num * group, length).to(device)
+    truth_RK = truth_NK.repeat_interleave(group, 0)
+    forked = start.detach().fork(group)
+    hidden_RD, state = forked.hidden_ND, forked.state
+    tokens, logprobs, truths, hiddens = [], [], [], []
+    for j in range(length):
+        logits_RV = model.logits(hidden_RD)
+        logprobs_RV = (logits_RV / config.temperature).log_softmax(-1)
+        token_R = _invert(logprobs_RV, uniform_RK[:, j])
+        tokens.append(token_R)
+        logprobs.append(logprobs_RV.gather(1, token_R.unsqueeze(1)).squeeze(1))
+        truths.append(logprobs_RV.gather(1, truth_RK[:, j : j + 1]).squeeze(1))
+        if j + 1 < length or config.needs_hidden:
+            hidden_R1D, state = model(token_R.unsqueeze(1), state, delta=delta)
+            hidden_RD = hidden_R1D[:, 0]
+            hiddens.append(hidden_RD)
+
+    def grouped(columns: list[Tensor]) -> Tensor:
+        stacked = torch.stack(columns, 1)
+        return stacked.view(num, group, *stacked.shape[1:])
+
+    needs = config.needs_hidden
+    truth_hidden = model(truth_NK, start.state.detach(), delta=delta)[0] if needs else None
+    return Rollouts(
+        grouped(tokens),
+        grouped(logprobs),
+        grouped(truths),
+        grouped(hiddens) if needs else None,
+        truth_hidden,
+    )
+
+
+def branch_logprobs(
+    model: DeltaNet,
+    start: BranchStart,
+    sequences_NRK: Tensor,
+    *,
+    temperature: float = 1.0,
+    delta: LoraDelta | None = None,
+) -> Tensor:
+    """Teacher-forced log-probabilities [N, R, K] of R sequences per branch; differentiable."""
+    num, per_branch, length = sequences_NRK.shape
+    hidden_SKD = start.hidden_ND.repeat_interleave(per_branch, 0).unsqueeze(1)
+    if length > 1:
+        read = sequences_NRK[:, :, :-1].reshape(num * per_branch, length - 1)
+        rest_SKD, _ = model(read, start.state.fork(per_branch), delta=delta)
+        hidden_SKD = torch.cat((hidden_SKD, rest_SKD), 1)
+    logprobs_SKV = (model.logits(hidden_SKD) / temperature).log_softmax(-1)
+    targets_SK1 = sequences_NRK.reshape(num * per_branch, length, 1)
+    return logprobs_SKV.gather(-1, targets_SK1).view(num, per_branch, length)

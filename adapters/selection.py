@@ -1,0 +1,150 @@
+"""Which positions of a document a step works on: entropy selection, and focus on known questions.
+
+A position p is a number of document tokens read: the branch there predicts x[p : p + k]. Scores are
+held at index p - 1, the last token read. Limit: arithmetic on scores; no model is run here.
+"""
+
+# T = tokens of the document, N = selected positions, M = question terms, W = focus window
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imprint.adapters.config import RefineConfig
+from imprint.models import counter_uniform
+
+_SELECTION_STREAM = 1 << 60  # keeps selection draws apart from the rollouts' in the same seed
+_MAX_TERM_TOKENS = 3
+_TERMS_AT_ONCE = 32
+
+
+def smooth_entropy(entropy_T: Tensor, width: int) -> Tensor:
+    """Average over `width` (odd) neighbours; at the ends over those that exist."""
+    if width == 1 or entropy_T.numel() == 0:
+        return entropy_T
+    pad = width // 2
+    rows = entropy_T.view(1, 1, -1)
+    return F.avg_pool1d(rows, width, stride=1, padding=pad, count_include_pad=False).view(-1)
+
+
+def allowed_positions(
+    num_tokens: int, config: RefineConfig, excluded_T: Tensor | None = None
+) -> Tensor:
+    """The positions a branch may leave from, ascending; empty for documents of up to k tokens.
+
+    The margins shrink where the document is too short to hold `config.positions` between them.
+    `excluded_T[i]` holds token i out: no continuation may cover it.
+    """
+    length = config.rollout_length
+    spare = (num_tokens - length - config.positions) // 2
+    margin = min(config.margin_tokens, max(spare, 0))
+    first, last = max(1, margin), num_tokens - max(length, margin)
+    if last < first:
+        return torch.empty(0, dtype=torch.long)
+    positions_N = torch.arange(first, last + 1)
+    if excluded_T is None:
+        return positions_N
+    held_out = F.pad(excluded_T.cpu().long().cumsum(0), (1, 0))
+    return positions_N[held_out[positions_N + length] == held_out[positions_N]]
+
+
+def select_positions(
+    entropy_T: Tensor,
+    config: RefineConfig,
+    *,
+    seed: int,
+    step: int,
+    excluded_T: Tensor | None = None,
+) -> Tensor:
+    """One position in each of c equal segments of the document, margins apart, in ascending order.
+
+    Within a segment the position is drawn from softmax(entropy / tau) or by `config.selection`.
+    Short documents give fewer positions, documents of up to k tokens none.
+    """
+    positions_N = allowed_positions(entropy_T.numel(), config, excluded_T)
+    scores_T = smooth_entropy(entropy_T.double().cpu(), config.smoothing_width)
+    counters = _SELECTION_STREAM + (step << 20) + torch.arange(config.positions)
+    uniform = counter_uniform(seed, counters)
+    chosen = [
+        segment[_choose(scores_T[segment - 1], config, float(uniform[i]))]
+        for i, segment in enumerate(positions_N.tensor_split(config.positions))
+        if len(segment)
+    ]
+    return torch.stack(chosen) if chosen else positions_N
+
+
+def _choose(scores: Tensor, config: RefineConfig, uniform: float) -> int:
+    if config.selection == "argmax":
+        return int(scores.argmax())
+    if config.selection == "argmin":
+        return int(scores.argmin())
+    if config.selection == "uniform":
+        scores = torch.zeros_like(scores)
+    mass = (scores / config.selection_temperature).softmax(0).cumsum(0)
+    return min(int(torch.searchsorted(mass, uniform * mass[-1])), len(scores) - 1)
+
+
+def focus_positions(
+    entropy_T: Tensor,
+    relevance_T: Tensor,
+    config: RefineConfig,
+    *,
+    seed: int,
+    step: int,
+    excluded_T: Tensor | None = None,
+) -> Tensor:
+    """Up to c distinct positions from softmax(entropy / tau + gamma * relevance), ascending.
+
+    Drawn over the whole document, without replacement (Gumbel top-c). The entropies are smoothed.
+    """
+    positions_N = allowed_positions(entropy_T.numel(), config, excluded_T)
+    smooth_T = smooth_entropy(entropy_T.double().cpu(), config.smoothing_width)
+    scores_T = smooth_T / config.selection_temperature + config.focus_gamma * relevance_T.double()
+    uniform_N = counter_uniform(seed, _SELECTION_STREAM + (step << 40) + positions_N)
+    noisy_N = scores_T[positions_N - 1] - (-uniform_N.log()).log()
+    top = noisy_N.topk(min(config.positions, len(positions_N))).indices
+    return positions_N[top].sort().values
+
+
+def relevance(document: Tensor | list[int], question: list[int], *, window: int) -> Tensor:
+    """How much the tokens just before each position have to do with a question: [T], 0 to 1.
+
+    The terms are the question's runs of 1 to 3 tokens. Each adds its inverse document frequency
+    (BM25's, over stretches of `window` tokens), fading linearly to zero over `window` tokens after
+    a match, so positions right after rare question terms score best: the cue then holds the term
+    and the rollout what the document says next. All zeros where no term occurs.
+    """
+    document_T = torch.as_tensor(document, dtype=torch.long).cpu()
+    question_M = torch.tensor(question, dtype=torch.long)
+    score_T = torch.zeros(document_T.numel(), dtype=torch.float64)
+    if not len(question_M) or not len(document_T):
+        return score_T
+    base = 1 + int(torch.maximum(question_M.max(), document_T.max()))
+    for width in range(1, min(_MAX_TERM_TOKENS, len(question), document_T.numel()) + 1):
+        codes_T = F.pad(_run_codes(document_T, width, base), (width - 1, 0), value=-1)
+        terms = sorted(set(_run_codes(question_M, width, base).tolist()))
+        for i in range(0, len(terms), _TERMS_AT_ONCE):
+            terms_M = torch.tensor(terms[i : i + _TERMS_AT_ONCE])
+            score_T += _term_scores(codes_T, terms_M, window)
+    peak = score_T.max()
+    return score_T / peak if peak > 0 else score_T
+
+
+def _run_codes(tokens_T: Tensor, width: int, base: int) -> Tensor:
+    """One number for every run of `width` tokens, held at its last token: [T - width + 1]."""
+    powers = base ** torch.arange(width - 1, -1, -1)
+    return (tokens_T.unfold(0, width, 1) * powers).sum(-1)
+
+
+def _term_scores(codes_T: Tensor, terms_M: Tensor, window: int) -> Tensor:
+    """Sum over terms of idf * freshness of the term's last match: [T]."""
+    index_T = torch.arange(codes_T.numel())
+    match_MT = codes_T == terms_M.unsqueeze(1)
+    last_MT = torch.where(match_MT, index_T, -window).cummax(1).values
+    fresh_MT = (1 - (index_T - last_MT) / window).clamp_min(0).double()
+    num_stretches = max(codes_T.numel() / window, 1.0)
+    frequency_M = ((fresh_MT > 0).sum(1) / window).clamp_max(num_stretches)
+    idf_M = torch.log1p((num_stretches - frequency_M + 0.5) / (frequency_M + 0.5))
+    return idf_M.double() @ fresh_MT

@@ -1,0 +1,213 @@
+"""One trunk, many branches: a REFINE step over a document with exact gradients in constant memory.
+
+Every prefix of a document is a prefix of the others, so the document is read once without
+gradients, keeping the state before each segment, and once more with gradients, segment by segment
+from the end; a branch's gradient flows into the state it left from, and from there through the
+document. What grows with the document is one kept state per segment. Limit: one document; adds to
+`.grad` of whatever requires gradients (a delta, or the model's weights) and optimizes nothing.
+"""
+
+# T = tokens of the document, N = positions, R = branches of one segment, D = model width
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.loss import next_token_losses
+from imprint.adapters.policy import BranchSet, StepResult, recall_mask
+from imprint.adapters.reading import Reading, Work, read_segments, states_at
+from imprint.adapters.rollout import BranchStart, read_cues
+from imprint.adapters.selection import select_positions
+from imprint.models import DeltaNet, LoraDelta, RecurrentState
+
+Grads = list[Tensor | None]
+
+
+def trunk_step(
+    model: DeltaNet,
+    tokens_T: Tensor,
+    config: RefineConfig,
+    *,
+    delta: LoraDelta | None,
+    seed: int,
+    step: int,
+    excluded_T: Tensor | None = None,
+    positions_N: Tensor | None = None,
+) -> Generator[Work, None, StepResult]:
+    """Accumulate the gradient of lambda_rl * L_NSP + lambda_ntp * L_NTP; yields between quanta.
+
+    `delta` is applied to the document and to its branches (scope lora). Positions are selected by
+    entropy unless given; a document too short for any gets the next-token loss alone. Where a group
+    is a position, its rollouts are drawn when its segment is read the second time; a group that
+    spans the document (one rollout each) needs all rewards first: its rollouts are drawn before.
+    """
+    drawn = config.lambda_rl > 0
+    scored = drawn and config.selection != "uniform" and positions_N is None
+    reading = yield from read_segments(
+        model, tokens_T, segment_tokens=config.segment_tokens, delta=delta, entropy=scored
+    )
+    if positions_N is None:
+        entropy_T = reading.entropy_T if scored else torch.zeros(tokens_T.numel())
+        assert entropy_T is not None
+        positions_N = select_positions(
+            entropy_T, config, seed=seed, step=step, excluded_T=excluded_T
+        )
+    if not drawn:
+        positions_N = positions_N[:0]
+    branches = BranchSet(model, config, tokens_T, positions_N.unsqueeze(0), seeds=[seed], step=step)
+    recall_N = recall_mask(len(positions_N), config, step)
+    walk = _Backward(model, config, reading, branches, recall_N, delta)
+    if branches.waits_for_all and len(positions_N):
+        yield from walk.sample_all()
+    state_grads = yield from walk.recalls()
+    for segment in range(len(reading.states) - 1, -1, -1):
+        state_grads = yield from walk.segment(segment, state_grads)
+    return dataclasses.replace(
+        branches.result(recall_N), entropy_T=reading.entropy_T, end=reading.end
+    )
+
+
+class _Backward:
+    """Pass two: the branches at the document's end, then the segments in reverse order."""
+
+    def __init__(
+        self,
+        model: DeltaNet,
+        config: RefineConfig,
+        reading: Reading,
+        branches: BranchSet,
+        recall_N: Tensor,
+        delta: LoraDelta | None,
+    ) -> None:
+        self.model, self.config, self.reading = model, config, reading
+        self.branches, self.delta = branches, delta
+        self.positions_N = branches.positions_QN[0]
+        self.recalling = recall_N.nonzero().flatten()
+        self.leaving = (~recall_N).nonzero().flatten()
+
+    def sample_all(self) -> Generator[Work, None, None]:
+        """Roll out every branch from states that are read again, then settle the advantages."""
+        if len(self.recalling):
+            with torch.no_grad():
+                start = self._cues(self.reading.end.state, self.recalling)
+            yield from self._sample(self.recalling, start)
+        if len(self.leaving):
+            start = yield from states_at(
+                self.model, self.reading, self.positions_N[self.leaving], delta=self.delta
+            )
+            yield from self._sample(self.leaving, start)
+        self.branches.settle()
+
+    def recalls(self) -> Generator[Work, None, Grads | None]:
+        """Backward through the branches that leave at the end; the gradient of the end state."""
+        rows_R = self.branches.with_signal(self.recalling)
+        if not len(rows_R):
+            return None
+        leaf = self.reading.end.state.leaf()
+        with torch.enable_grad():
+            start = self._cues(leaf, rows_R)
+        num_cues = len(rows_R) * self.config.cue_tokens
+        yield Work("forward", forward_tokens=num_cues)
+        loss = yield from self._policy_loss(rows_R, start)
+        if loss is None:
+            return None
+        _backward([loss], [None])
+        num_branch = len(rows_R) * self.config.group_size * self.config.rollout_length
+        yield Work("backward", backward_tokens=num_cues + num_branch)
+        return leaf.grads()
+
+    def segment(self, index: int, state_grads: Grads | None) -> Generator[Work, None, Grads | None]:
+        """Read one segment again and go back through it; the gradient of the state before it."""
+        first = index * self.config.segment_tokens
+        last = min(first + self.config.segment_tokens, self.reading.tokens_T.numel())
+        places = self.positions_N[self.leaving]
+        inside = self.leaving[(places > first) & (places <= last)]
+        rows_R = self.branches.with_signal(inside)
+        if state_grads is None and self.config.lambda_ntp == 0 and not len(rows_R):
+            return None
+        state = self.reading.states[index]
+        leaf = state.leaf() if index else state
+        with torch.enable_grad():
+            hidden_CD, starts, end_state = self._read_split(first, last, rows_R, leaf)
+        yield Work("forward", forward_tokens=last - first)
+        losses: list[Tensor] = []
+        if len(rows_R):
+            policy_loss = yield from self._policy_loss(rows_R, BranchStart.stack(starts))
+            losses += [] if policy_loss is None else [policy_loss]
+        if self.config.lambda_ntp > 0:
+            with torch.enable_grad():
+                losses.append(self._next_token_loss(first, last, hidden_CD))
+        roots: list[Tensor] = [*losses, *(end_state.tensors() if state_grads is not None else [])]
+        grads: Grads = [*([None] * len(losses)), *(state_grads or [])]
+        _backward(roots, grads)
+        num_branch = len(rows_R) * self.config.group_size * self.config.rollout_length
+        yield Work("backward", backward_tokens=last - first + num_branch)
+        return leaf.grads() if index else None
+
+    def _cues(self, end_state: RecurrentState, rows_R: Tensor) -> BranchStart:
+        return read_cues(
+            self.model,
+            self.reading.tokens_T,
+            self.positions_N[rows_R],
+            end_state.fork(len(rows_R)),
+            self.config.cue_tokens,
+            delta=self.delta,
+        )
+
+    def _sample(self, rows_R: Tensor, start: BranchStart) -> Generator[Work, None, None]:
+        num_tokens = self.branches.sample(rows_R, start, self.delta)
+        yield Work("rollout", rollout_tokens=num_tokens)
+
+    def _policy_loss(
+        self, rows_R: Tensor, start: BranchStart
+    ) -> Generator[Work, None, Tensor | None]:
+        """Sample what has not been sampled; the loss of rows with a signal, or None."""
+        if not bool(self.branches.sampled_B[rows_R].all()):
+            yield from self._sample(rows_R, start)
+            kept = (self.branches.advantages_BG[rows_R] != 0).any(-1).nonzero().flatten()
+            if len(kept) < len(rows_R):
+                rows_R, start = rows_R[kept.cpu()], start.select(kept)
+        if not len(rows_R):
+            return None
+        with torch.enable_grad():
+            return self.branches.loss(rows_R, start, self.delta)
+
+    def _read_split(
+        self, first: int, last: int, rows_R: Tensor, state: RecurrentState
+    ) -> tuple[Tensor, list[BranchStart], RecurrentState]:
+        """Read tokens first ... last - 1, cut where branches leave: hidden states, starts, end."""
+        positions = self.positions_N[rows_R].tolist()
+        at: dict[int, BranchStart] = {}
+        hiddens = []
+        cuts = sorted({*positions, last})
+        for start, stop in zip([first, *cuts], cuts, strict=False):
+            piece = self.reading.tokens_T[start:stop].unsqueeze(0)
+            hidden_1CD, state = self.model(piece, state, delta=self.delta)
+            hiddens.append(hidden_1CD[0])
+            at[stop] = BranchStart(hidden_1CD[:, -1], state)
+        return torch.cat(hiddens), [at[position] for position in positions], state
+
+    def _next_token_loss(self, first: int, last: int, hidden_CD: Tensor) -> Tensor:
+        """lambda_ntp * this segment's share of the document's mean next-token loss."""
+        tokens_T = self.reading.tokens_T
+        targets = tokens_T[first + 1 : last + 1]
+        logits_CV = self.model.logits(hidden_CD[: len(targets)])
+        share = next_token_losses(logits_CV, targets).sum() / max(tokens_T.numel() - 1, 1)
+        self.branches.ntp_loss_Q += share.detach().double().cpu()
+        return self.config.lambda_ntp * share
+
+
+def _backward(roots: list[Tensor], grads: Grads) -> None:
+    """`torch.autograd.backward` over those roots that depend on something trained."""
+    pairs = [
+        (root, grad)
+        for root, grad in zip(roots, grads, strict=True)
+        if root.requires_grad and not (root.dim() and grad is None)
+    ]
+    if pairs:
+        torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
