@@ -1,10 +1,13 @@
-"""What the API process and its workers say to each other: msgspec structs, one tag each, behind one version byte.
+"""What the API process and its workers say to each other: msgspec structs, one tag each, behind
+one version byte.
 
-Knows no sockets, no torch and no HTTP. A frame is `PROTOCOL_VERSION` followed by msgpack; a frame of another
-version or shape raises `ProtocolError`, so that two builds never half-understand each other.
+Knows no sockets, no torch and no HTTP. A frame is `PROTOCOL_VERSION` followed by msgpack; a frame
+of another version or shape raises `ProtocolError`, so that two builds never half-understand each
+other.
 
-API -> worker: `Adapt`, `Generate`, `Cancel`, `Evict`, `Drain`. Worker -> API: everything else. The pool itself says
-`AdaptationFailed` and `RequestFailed` with code `worker_died` for what a worker took with it.
+API -> worker: `Adapt`, `Generate`, `Cancel`, `Evict`, `Drain`. Worker -> API: everything else.
+After a worker's death the pool itself says `AdaptationRequeued`, or `AdaptationFailed` and
+`RequestFailed` with code `worker_died`.
 """
 
 from typing import Any, TypeVar
@@ -33,14 +36,15 @@ class Adapt(Message, frozen=True, kw_only=True):
     adaptation_id: str
     tokens: list[int]
     method: dict[str, Any]
-    """`{"type": "refine" | "read", ...}`; the other keys are `RefineConfig` fields (and `preset`)."""
+    """`{"type": "refine" | "read", ...}`; the other keys are `RefineConfig` fields (and
+    `preset`)."""
     seed: int = 0
     priority: int = 0
     """Each step up doubles the share of tokens; -4 to 4, clamped."""
     timeout_s: float | None = None
     """From the worker's receipt, waiting included; None waits for ever."""
     attempt: int = 1
-    """1 for the first try; whoever tries again after a worker's death raises it."""
+    """1 for the first try; the pool raises it after a worker's death."""
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,9 +56,11 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(Message, frozen=True, kw_only=True):
-    """Generate one sequence per prompt, all from the same adapter (None: the base model, no document).
+    """Generate one sequence per prompt, all from the same adapter (None: the base model, no
+    document).
 
-    With `focus`, one focus run for all prompts comes first; each prompt then decodes with its own delta.
+    With `focus`, one focus run for all prompts comes first; each prompt then decodes with its own
+    delta.
     """
 
     request_id: str
@@ -96,8 +102,8 @@ class AdaptationStarted(Message, frozen=True, kw_only=True):
 
 
 class AdaptationEvent(Message, frozen=True, kw_only=True):
-    """`kind` "progress": {phase, step, steps, num_tokens}, at most two a second; `kind` "step": the numbers of one
-    optimisation step. Numbers and short words only, never text of a document."""
+    """`kind` "progress": {phase, step, steps, num_tokens}, at most two a second; `kind` "step":
+    the numbers of one optimisation step. Numbers and short words only, never text of a document."""
 
     adaptation_id: str
     kind: str
@@ -115,12 +121,21 @@ class AdaptationDone(Message, frozen=True, kw_only=True):
 
 
 class AdaptationFailed(Message, frozen=True, kw_only=True):
-    """`code`: document_too_short, document_too_large, deadline_exceeded, out_of_memory, non_finite, queue_full,
-    invalid_method, worker_died, store_failed, internal_error, or another code of `AdaptationError`."""
+    """`code`: document_too_short, document_too_large, deadline_exceeded, out_of_memory,
+    non_finite, queue_full, invalid_method, worker_died, store_failed, internal_error, or another
+    code of `AdaptationError`."""
 
     adaptation_id: str
     code: str
     message: str
+
+
+class AdaptationRequeued(Message, frozen=True, kw_only=True):
+    """From the pool: the worker died under this adaptation, which starts again as `attempt`."""
+
+    adaptation_id: str
+    attempt: int
+    reason: str
 
 
 class Evicted(Message, frozen=True, kw_only=True):
@@ -142,7 +157,8 @@ class FocusProgress(Message, frozen=True, kw_only=True):
 
 
 class TokenDelta(Message, frozen=True, kw_only=True):
-    """One generated token. `text` may be empty: a character or a possible stop string is not complete yet."""
+    """One generated token. `text` may be empty: a character or a possible stop string is not
+    complete yet."""
 
     request_id: str
     sequence_id: str
@@ -152,7 +168,8 @@ class TokenDelta(Message, frozen=True, kw_only=True):
 
 
 class SequenceDone(Message, frozen=True, kw_only=True):
-    """A sequence's end. `text` is what was held back and belongs to the answer; `finish_reason`: stop, length."""
+    """A sequence's end. `text` is what was held back and belongs to the answer; `finish_reason`:
+    stop, length."""
 
     request_id: str
     sequence_id: str
@@ -167,9 +184,12 @@ class SequenceDone(Message, frozen=True, kw_only=True):
 
 
 class RequestFailed(Message, frozen=True, kw_only=True):
-    """The whole request ends. `code`: queue_full, draining, worker_died (these three: 503, try again),
-    adapter_not_found, adapter_corrupt, deadline_exceeded, cancelled, context_length_exceeded, invalid_method,
-    invalid_request, out_of_memory, non_finite, internal_error."""
+    """The whole request ends.
+
+    `code`: queue_full, draining, worker_died (these three: 503, try again), adapter_not_found,
+    adapter_corrupt, deadline_exceeded, cancelled, context_length_exceeded, invalid_method,
+    invalid_request, out_of_memory, non_finite, internal_error.
+    """
 
     request_id: str
     code: str
@@ -200,6 +220,10 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
 
     adaptations_waiting: int = 0
     adaptations_running: int = 0
+    adaptation_finish_s: dict[str, float] = {}
+    """Estimated seconds until each adaptation of this worker is done, at the rate of late."""
+    backlog_s: float = 0.0
+    """Estimated seconds until all of them are done."""
     requests_waiting: int = 0
     """Requests of which no sequence decodes yet (queued, in focus or in prefill)."""
     requests_running: int = 0
@@ -218,14 +242,16 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """Sent between units of work, at most once an interval: it is late by at most the longest quantum."""
+    """Sent between units of work, at most once an interval: it is late by at most the longest
+    quantum."""
 
     time: float
     stats: WorkerStats
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """One value for one metric: `name` without the prefix; counters add it, histograms observe it."""
+    """One value for one metric: `name` without the prefix; counters add it, histograms observe
+    it."""
 
     name: str
     value: float
@@ -239,14 +265,16 @@ class Observations(Message, frozen=True, kw_only=True):
 
 
 ToWorker = Adapt | Generate | Cancel | Evict | Drain
-AdaptationMessage = AdaptationStarted | AdaptationEvent | AdaptationDone | AdaptationFailed
+AdaptationMessage = (
+    AdaptationStarted | AdaptationEvent | AdaptationDone | AdaptationFailed | AdaptationRequeued
+)
 RequestMessage = FocusProgress | TokenDelta | SequenceDone | RequestFailed
 WorkMessage = AdaptationMessage | RequestMessage
 FromWorker = AdaptationMessage | RequestMessage | Evicted | Ready | Heartbeat | Observations
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
 def encode(message: Message) -> bytes:

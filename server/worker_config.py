@@ -1,4 +1,5 @@
-"""Plain settings of a worker process and of the pool. No environment, no torch: `server/config.py` fills them in."""
+"""Plain settings of a worker process and of the pool. No environment, no torch: `server/config.py`
+fills them in."""
 
 import msgspec
 
@@ -26,9 +27,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     adaptation_bytes: int = 4 << 30
     """Memory that running adaptations may use together, by estimate."""
     max_waiting_requests: int = 256
-    max_waiting_adaptations: int = 64
     adapter_host_bytes: int = 1 << 30
-    """Capacity of the adapters kept in memory; the least recently used leave first (they stay on disk)."""
+    """Capacity of the adapters kept in memory; the least recently used leave first (they stay on
+    disk)."""
     max_tokens: int = 1 << 20
     """Longest document or prompt."""
     heartbeat_interval_s: float = 1.0
@@ -44,8 +45,12 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_timeout_s: float = 60.0
     """A worker silent for longer is killed. Must exceed the longest quantum."""
     restart_backoff_s: float = 0.5
-    """Wait before the first restart; doubled with each death without a minute's life, up to 30 s."""
-    max_held_requests: int = 256
+    """Wait before the first restart; doubled with each death without a minute's life, up to 30
+    s."""
+    max_waiting_requests: int = 256
     """Requests that wait for a worker to be ready; more are refused with `queue_full`."""
     worker_window: int = 8
-    """Adaptations handed to a worker at a time; the others wait in the pool, where any worker can take them."""
+    """Adaptations handed to a worker at a time; the others wait in the pool, where any worker can
+    take them."""
+    max_attempts: int = 2
+    """Times that an adaptation may start before a dying worker fails it."""

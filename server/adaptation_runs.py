@@ -1,0 +1,183 @@
+"""The adaptations of one worker: begun, advanced by quanta, ended in exactly one message.
+
+Knows generators of quanta; knows nothing of decoding or of when a quantum may run.
+"""
+
+import logging
+
+from imprint.adapters.adapter import Adapter
+from imprint.server import studies
+from imprint.server.messages import (
+    Adapt,
+    AdaptationDone,
+    AdaptationEvent,
+    AdaptationFailed,
+    AdaptationStarted,
+    Observation,
+)
+from imprint.server.plain import plain
+from imprint.server.scheduler import TooLargeError
+from imprint.server.sequence import Job
+from imprint.server.tasks import AdaptationTask, Surroundings, is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 0.5
+
+
+class AdaptationRuns:
+    """Every adaptation that this worker has accepted and not ended yet."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._tasks: dict[str, AdaptationTask] = {}
+
+    def __contains__(self, adaptation_id: object) -> bool:
+        return adaptation_id in self._tasks
+
+    def add(self, message: Adapt) -> None:
+        """Check and queue an adaptation; what cannot run fails at once."""
+        around, id = self._around, message.adaptation_id
+        if id in self._tasks:
+            log.warning("adaptation %s was sent twice; the second one is dropped", id)
+            return
+        try:
+            task = self._task(message, around.segment_tokens)
+            around.scheduler.add_job(task.job)
+        except studies.MethodError as error:
+            self._emit_failed(id, "invalid_method", str(error))
+        except TooLargeError as error:
+            self._emit_failed(id, "document_too_large", f"the adaptation {error}")
+        else:
+            self._tasks[id] = task
+
+    def _task(self, message: Adapt, segment_tokens: int) -> AdaptationTask:
+        around = self._around
+        num_tokens = len(message.tokens)
+        if num_tokens > around.max_tokens:
+            raise TooLargeError(f"has {num_tokens} tokens, at most {around.max_tokens} fit")
+        config = studies.study_config(message, segment_tokens)
+        job = Job(
+            id=message.adaptation_id,
+            work_tokens=studies.estimate_work_tokens(num_tokens, config),
+            num_bytes=studies.estimate_bytes(around.model, num_tokens, config, segment_tokens),
+            priority=message.priority,
+            arrived=around.clock(),
+            deadline=around.deadline(message.timeout_s),
+        )
+        return AdaptationTask(
+            message=message,
+            job=job,
+            config=config,
+            segment_tokens=segment_tokens,
+            study=self._study(message, segment_tokens),
+        )
+
+    def _study(self, message: Adapt, segment_tokens: int) -> studies.Study:
+        around = self._around
+        config = studies.study_config(message, segment_tokens)
+        return studies.begin_study(
+            around.model, message, config, segment_tokens, neutral=around.neutral
+        )
+
+    def advance(self, job: Job) -> None:
+        """Run one quantum; the last one stores the adapter and ends the adaptation."""
+        task, around = self._tasks[job.id], self._around
+        began = around.clock()
+        if task.started_at is None:
+            self._start(task, began)
+        try:
+            quantum = next(task.study)
+        except StopIteration as stop:
+            self._finish(task, stop.value)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._shrink(task, error)
+            return
+        now = around.clock()
+        around.scheduler.charge(job, quantum.num_tokens, now - began, now)
+        around.observe(
+            Observation(
+                name="quantum_duration_seconds", value=now - began, labels={"phase": quantum.phase}
+            )
+        )
+        if quantum.event is not None:
+            around.emit(
+                AdaptationEvent(adaptation_id=job.id, kind="step", data=plain(quantum.event))
+            )
+        self._report(task, quantum.phase, quantum.step, quantum.steps, now)
+
+    def _start(self, task: AdaptationTask, now: float) -> None:
+        task.started_at = now
+        waited_s = now - task.job.arrived
+        self._around.observe(
+            Observation(
+                name="request_queue_time_seconds", value=waited_s, labels={"kind": "adaptation"}
+            )
+        )
+        self._around.emit(
+            AdaptationStarted(adaptation_id=task.job.id, attempt=task.message.attempt)
+        )
+
+    def _report(self, task: AdaptationTask, phase: str, step: int, steps: int, now: float) -> None:
+        fresh = task.reported_phase != (phase, step)
+        if now - task.reported_at < PROGRESS_INTERVAL_S and not (fresh and task.reported_at == 0):
+            return
+        task.reported_phase, task.reported_at = (phase, step), now
+        data = {
+            "phase": phase, "step": step, "steps": steps, "num_tokens": task.job.served_tokens
+        }  # fmt: skip
+        self._around.emit(AdaptationEvent(adaptation_id=task.job.id, kind="progress", data=data))
+
+    def _shrink(self, task: AdaptationTask, error: BaseException) -> None:
+        """Out of memory: begin again with half the segment, once."""
+        phase = task.reported_phase[0] if task.reported_phase else "begin"
+        recovered = not task.shrunk and task.segment_tokens >= 32
+        self._around.count("oom_total", phase=phase, recovered=str(recovered).lower())
+        if not recovered:
+            raise error
+        log.warning("adaptation %s ran out of memory; halving its segment", task.job.id)
+        task.study.close()
+        task.shrunk, task.segment_tokens = True, task.segment_tokens // 2
+        task.study = self._study(task.message, task.segment_tokens)
+
+    def _finish(self, task: AdaptationTask, adapter: Adapter) -> None:
+        around, id = self._around, task.job.id
+        adapter.manifest["model_hash"] = around.model_hash
+        around.cache.put(id, adapter)
+        refused = task.config is not None and not adapter.adapted
+        seconds = around.clock() - (task.started_at or task.job.arrived)
+        result = {
+            **adapter.manifest.get("result", {}),
+            "seconds": seconds,
+            "num_tokens": len(task.message.tokens),
+        }
+        self._drop(id)
+        around.emit(
+            AdaptationDone(
+                adaptation_id=id,
+                status="rejected" if refused else "succeeded",
+                result=plain(result),
+                usage=plain(adapter.manifest.get("usage", {})),
+                nbytes=adapter.nbytes,
+            )
+        )
+
+    def fail(self, adaptation_id: str, code: str, message: str) -> None:
+        """End an adaptation with an error."""
+        self._drop(adaptation_id)
+        self._emit_failed(adaptation_id, code, message)
+
+    def cancel(self, adaptation_id: str) -> None:
+        """End an adaptation because its client asked for it."""
+        self._drop(adaptation_id)
+        self._around.emit(AdaptationDone(adaptation_id=adaptation_id, status="cancelled"))
+
+    def _drop(self, adaptation_id: str) -> None:
+        self._around.scheduler.remove(adaptation_id)
+        self._tasks.pop(adaptation_id).study.close()
+
+    def _emit_failed(self, adaptation_id: str, code: str, message: str) -> None:
+        self._around.emit(AdaptationFailed(adaptation_id=adaptation_id, code=code, message=message))

@@ -1,0 +1,279 @@
+"""The requests of one worker: adapter, focus run, slots, text, and exactly one end for each.
+
+Knows adapters, slots and token ids; knows nothing of how a batch is computed or when it runs.
+"""
+
+import logging
+
+from imprint.adapters.focus import FocusResult
+from imprint.adapters.quantum import Quantum
+from imprint.server import studies
+from imprint.server.decoding import Row
+from imprint.server.messages import (
+    FocusProgress,
+    Generate,
+    Observation,
+    RequestFailed,
+    SequenceDone,
+    TokenDelta,
+)
+from imprint.server.plain import plain
+from imprint.server.scheduler import QueueFullError, TooLargeError
+from imprint.server.sequence import Job, Request, Sequence
+from imprint.server.slot_states import SlotStates
+from imprint.server.tasks import Answer, RequestTask, Surroundings
+from imprint.server.text_stream import TextStream
+
+log = logging.getLogger(__name__)
+
+
+class AnswerRuns:
+    """Every request that this worker has accepted and not ended yet."""
+
+    def __init__(self, around: Surroundings, slots: SlotStates) -> None:
+        self._around = around
+        self._slots = slots
+        self._tasks: dict[str, RequestTask] = {}
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._tasks
+
+    def using(self, adapter_id: str) -> list[str]:
+        """Requests that were asked of this adapter."""
+        return [id for id, task in self._tasks.items() if task.message.adapter_id == adapter_id]
+
+    def add(self, message: Generate) -> None:
+        """Check and queue a request; what cannot run fails at once."""
+        id = message.request_id
+        if id in self._tasks:
+            log.warning("request %s was sent twice; the second one is dropped", id)
+            return
+        try:
+            task = self._task(message)
+            self._around.scheduler.add_request(task.request)
+        except studies.MethodError as error:
+            self.refuse(id, "invalid_method", str(error))
+        except TooLargeError as error:
+            self.refuse(id, "context_length_exceeded", f"the request has {error}")
+        except ValueError as error:
+            self.refuse(id, "invalid_request", str(error))
+        except QueueFullError as error:
+            self.refuse(id, "queue_full", str(error))
+        else:
+            self._tasks[id] = task
+
+    def _task(self, message: Generate) -> RequestTask:
+        around = self._around
+        vocab_size = around.model.config.vocab_size
+        for prompt in message.prompts:
+            if not prompt.tokens:
+                raise ValueError("a prompt holds no tokens")
+            if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < vocab_size:
+                raise ValueError(f"a prompt's token is outside the vocabulary of {vocab_size}")
+            if len(prompt.tokens) > around.max_tokens:
+                raise TooLargeError(
+                    f"a prompt of {len(prompt.tokens)} tokens, at most {around.max_tokens} fit"
+                )
+        if not message.prompts or message.max_tokens < 1:
+            raise ValueError("a request needs at least one prompt and max_tokens of at least 1")
+        answers = {
+            prompt.sequence_id: Answer(
+                sequence=Sequence(
+                    request_id=message.request_id,
+                    sequence_id=prompt.sequence_id,
+                    prompt=prompt.tokens,
+                    seed=prompt.seed,
+                    max_tokens=message.max_tokens,
+                ),
+                text=TextStream(around.tokenizer.decode_stream(), message.stop),
+            )
+            for prompt in message.prompts
+        }
+        if len(answers) < len(message.prompts):
+            raise ValueError("two prompts have the same sequence_id")
+        request = Request(
+            id=message.request_id,
+            sequences=[answer.sequence for answer in answers.values()],
+            arrived=around.clock(),
+            deadline=around.deadline(message.timeout_s),
+        )
+        config = studies.focus_config(message, around.segment_tokens)
+        return RequestTask(message=message, request=request, config=config, answers=answers)
+
+    # ---- before the first token ------------------------------------------------------------
+
+    def begin(self, request: Request) -> None:
+        """Load the adapter of an admitted request, and start its focus run or its sequences."""
+        task, around = self._tasks[request.id], self._around
+        around.scheduler.begun(request.id)
+        waited_s = around.clock() - request.arrived
+        around.observe(
+            Observation(
+                name="request_queue_time_seconds", value=waited_s, labels={"kind": "request"}
+            )
+        )
+        if task.message.adapter_id is not None:
+            try:
+                task.adapter = around.cache.get(task.message.adapter_id)
+            except (KeyError, ValueError):
+                self.fail(request.id, "adapter_not_found", "there is no adapter of this id")
+                return
+            if task.adapter.manifest.get("model_hash") != around.model_hash:
+                self.fail(request.id, "adapter_corrupt", "the adapter is of another model")
+                return
+        if task.config is None:
+            self._activate(task)
+            return
+        assert task.adapter is not None
+        task.focus = studies.begin_focus(around.model, task.adapter, task.message, task.config)
+        task.quanta = task.focus.run()
+        num_tokens = task.config.steps * studies.branch_tokens(task.config)
+        job = Job(
+            id=request.id,
+            work_tokens=num_tokens * len(task.answers),
+            num_bytes=0,
+            focus=True,
+            arrived=request.arrived,
+        )
+        around.scheduler.add_job(job)
+
+    def advance(self, job: Job) -> None:
+        """Run one quantum of a request's focus run; after the last one its sequences start."""
+        task, around = self._tasks[job.id], self._around
+        began = around.clock()
+        quantum = next(task.quanta, None)
+        if quantum is None:
+            self._activate(task)
+            return
+        now = around.clock()
+        around.scheduler.charge(job, quantum.num_tokens, now - began, now)
+        self._report(job.id, quantum, now - began)
+
+    def _report(self, request_id: str, quantum: Quantum, duration_s: float) -> None:
+        labels = {"phase": f"focus_{quantum.phase}"}
+        self._around.observe(
+            Observation(name="quantum_duration_seconds", value=duration_s, labels=labels)
+        )
+        if quantum.event is not None:
+            self._around.emit(
+                FocusProgress(
+                    request_id=request_id,
+                    step=quantum.step,
+                    steps=quantum.steps,
+                    data=plain(quantum.event),
+                )
+            )
+
+    def _activate(self, task: RequestTask) -> None:
+        """Give every sequence its slot, filled with a copy of the document-end state."""
+        adapter, focus = task.adapter, task.focus
+        for i, answer in enumerate(task.answers.values()):
+            answer.delta = adapter.delta if adapter is not None else None
+            if focus is not None and focus.delta is not None:
+                answer.focus = focus.results[i]
+                answer.delta = focus.delta.slice(i, i + 1)
+            answer.sequence.slot = self._slots.allocate(adapter.state if adapter else None)
+            # the scheduler reserved a slot for every sequence when it admitted the request
+            assert answer.sequence.slot is not None
+        self._around.scheduler.activate(task.request.id)
+
+    # ---- tokens ----------------------------------------------------------------------------
+
+    def row(self, sequence: Sequence, num_tokens: int) -> Row:
+        """A sequence's part in the next batch: `num_tokens` of its prompt, or its last token."""
+        task = self._tasks[sequence.request_id]
+        assert sequence.slot is not None
+        first = sequence.num_prefilled
+        piece = sequence.prompt[first : first + num_tokens] if num_tokens else sequence.tokens[-1:]
+        return Row(
+            sequence=sequence,
+            slot=sequence.slot,
+            tokens=piece,
+            delta=task.answers[sequence.sequence_id].delta,
+            temperature=task.message.temperature,
+            top_p=task.message.top_p,
+        )
+
+    def take(self, sequence: Sequence, token: int | None, num_prefilled: int) -> None:
+        """Account for a batch: prompt tokens read, and the token sampled after them."""
+        if sequence.request_id not in self._tasks:
+            return  # another sequence of the request failed in this very batch
+        task = self._tasks[sequence.request_id]
+        sequence.num_prefilled += num_prefilled
+        if token is None:
+            self.fail(task.request.id, "non_finite", "the model's output was not finite")
+        elif sequence.num_unread == 0:
+            self._append(task, task.answers[sequence.sequence_id], token)
+
+    def _append(self, task: RequestTask, answer: Answer, token: int) -> None:
+        sequence = answer.sequence
+        sequence.tokens.append(token)
+        if token == self._around.tokenizer.eos_id:
+            self._finish(task, answer, "stop")
+            return
+        self._around.emit(
+            TokenDelta(
+                request_id=sequence.request_id,
+                sequence_id=sequence.sequence_id,
+                index=len(sequence.tokens) - 1,
+                token_id=token,
+                text=answer.text.push(token),
+            )
+        )
+        if answer.text.stopped:
+            self._finish(task, answer, "stop")
+        elif len(sequence.tokens) >= sequence.max_tokens:
+            self._finish(task, answer, "length")
+
+    def _finish(self, task: RequestTask, answer: Answer, finish_reason: str) -> None:
+        sequence, adapter = answer.sequence, task.adapter
+        self._free(sequence)
+        if task.request.finished:
+            self._drop(task.request.id)
+        focused = answer.focus is not None and answer.focus.adapted
+        self._around.emit(
+            SequenceDone(
+                request_id=sequence.request_id,
+                sequence_id=sequence.sequence_id,
+                finish_reason=finish_reason,
+                text=answer.text.flush(),
+                usage={
+                    "prompt_tokens": len(sequence.prompt),
+                    "completion_tokens": len(sequence.tokens),
+                    "document_tokens": len(adapter.tokens_T) if adapter else 0,
+                },
+                adapted=focused or (adapter is not None and adapter.adapted),
+                focus=_focus_dict(answer.focus),
+            )
+        )
+
+    # ---- the end ---------------------------------------------------------------------------
+
+    def fail(self, request_id: str, code: str, message: str) -> None:
+        """End a request with an error; its slots are zeroed and freed."""
+        for answer in self._tasks[request_id].answers.values():
+            self._free(answer.sequence)
+        self._drop(request_id)
+        self.refuse(request_id, code, message)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request because its client has gone."""
+        self.fail(request_id, "cancelled", "the request was cancelled")
+
+    def _free(self, sequence: Sequence) -> None:
+        sequence.finished = True
+        if sequence.slot is not None:
+            self._slots.free(sequence.slot)
+            sequence.slot = None
+
+    def _drop(self, request_id: str) -> None:
+        self._around.scheduler.remove(request_id)
+        del self._tasks[request_id]
+
+    def refuse(self, request_id: str, code: str, message: str) -> None:
+        """Say that a request has failed, or was never taken in."""
+        self._around.emit(RequestFailed(request_id=request_id, code=code, message=message))
+
+
+def _focus_dict(result: FocusResult | None) -> dict[str, object] | None:
+    return None if result is None else plain(result.to_dict())

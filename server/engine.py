@@ -1,0 +1,270 @@
+"""`Engine.step()`: schedule, run, postprocess. Answers decode first, studies advance by quanta.
+
+Knows the model, the adapters and every job of this worker; knows nothing of sockets, processes or
+HTTP. What it has to say goes to `emit` at once, so that a token never waits for a quantum.
+
+An error ends the jobs of the unit of work it happened in (a batch, a quantum) and nothing else: it
+leaves `step`, and the caller gives it back to `fail_unit`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from imprint.adapters.store import AdapterStore
+from imprint.models import DeltaNet, Tokenizer
+from imprint.server.adaptation_runs import AdaptationRuns
+from imprint.server.adapter_cache import AdapterCache
+from imprint.server.answer_runs import AnswerRuns
+from imprint.server.decoding import Decoder
+from imprint.server.messages import (
+    Adapt,
+    Cancel,
+    Drain,
+    Evict,
+    Evicted,
+    Generate,
+    Observation,
+    Observations,
+    ToWorker,
+    WorkerStats,
+)
+from imprint.server.scheduler import Expired, Scheduler, SchedulerConfig
+from imprint.server.sequence import Job, Sequence
+from imprint.server.slot_states import SlotStates
+from imprint.server.tasks import Emit, Surroundings, failure, is_out_of_memory
+from imprint.server.worker_config import WorkerConfig
+
+log = logging.getLogger(__name__)
+
+MAX_HELD_OBSERVATIONS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is being worked on: whom an error would end."""
+
+    phase: str
+    ids: tuple[str, ...]
+
+
+class Engine:
+    """One model, its slots, and everything that runs on them."""
+
+    def __init__(
+        self,
+        model: DeltaNet,
+        tokenizer: Tokenizer,
+        config: WorkerConfig,
+        emit: Emit,
+        *,
+        model_hash: str,
+        neutral: list[int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._emit = emit
+        self._clock = clock
+        self._observed: list[Observation] = []
+        self._unit: Unit | None = None
+        self._num_steps = 0
+        self._last_duration_s = 0.0
+        self._last_time = 0.0
+        self._batch_size = 0
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                num_slots=config.num_slots,
+                step_tokens=config.step_tokens,
+                adaptation_share=config.adaptation_share,
+                max_running_adaptations=config.max_running_adaptations,
+                adaptation_bytes=config.adaptation_bytes,
+                max_waiting_requests=config.max_waiting_requests,
+            )
+        )
+        self.slots = SlotStates(model, config.num_slots)
+        self.cache = AdapterCache(
+            AdapterStore(config.store), config.adapter_host_bytes, self._observe
+        )
+        around = Surroundings(
+            model=model,
+            model_hash=model_hash,
+            tokenizer=tokenizer,
+            neutral=neutral,
+            segment_tokens=config.segment_tokens,
+            max_tokens=config.max_tokens,
+            scheduler=self.scheduler,
+            cache=self.cache,
+            emit=emit,
+            observe=self._observe,
+            clock=clock,
+        )
+        self._around = around
+        self._decoder = Decoder(model, self.slots)
+        self._adaptations = AdaptationRuns(around)
+        self._answers = AnswerRuns(around, self.slots)
+
+    # ---- intake ----------------------------------------------------------------------------
+
+    def handle(self, message: ToWorker) -> None:
+        """Take a message in; work begins with the next `step`."""
+        match message:
+            case Adapt():
+                self._adaptations.add(message)
+            case Generate():
+                if self.scheduler.draining:
+                    self._answers.refuse(message.request_id, "draining", "the server is stopping")
+                else:
+                    self._answers.add(message)
+            case Cancel(id=id):
+                if id in self._adaptations:
+                    self._adaptations.cancel(id)
+                elif id in self._answers:
+                    self._answers.cancel(id)
+            case Evict(adapter_id=adapter_id):
+                self._evict(adapter_id)
+            case Drain():
+                self.scheduler.draining = True
+
+    def _evict(self, adapter_id: str) -> None:
+        if adapter_id in self._adaptations:
+            self._adaptations.cancel(adapter_id)
+        for request_id in self._answers.using(adapter_id):
+            self._answers.fail(request_id, "adapter_not_found", "the adapter was deleted")
+        self._decoder.forget()
+        self.cache.evict(adapter_id)
+        self._emit(Evicted(adapter_id=adapter_id))
+
+    @property
+    def drained(self) -> bool:
+        """Whether a drain was asked for and every answer is finished."""
+        return self.scheduler.draining and not self.scheduler.answering
+
+    # ---- the step --------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One round of work. Returns whether there was any."""
+        began = self._clock()
+        plan = self.scheduler.schedule(began)
+        for expired in plan.expired:
+            self._expire(expired)
+        for request in plan.begin:
+            with self._in_unit("begin", [request.id]):
+                self._answers.begin(request)
+        if plan.decode:
+            self._forward("decode", [(sequence, 0) for sequence in plan.decode])
+        if plan.prefill:
+            self._forward("prefill", plan.prefill)
+        if plan.quantum is not None:
+            self._quantum(plan.quantum)
+        worked = bool(plan.begin or plan.decode or plan.prefill or plan.quantum)
+        if worked:
+            self._measure(began, len(plan.decode))
+        return worked or bool(plan.expired)
+
+    def _forward(self, phase: str, parts: Seq[tuple[Sequence, int]]) -> None:
+        """One batch; if it raises and has several rows, each of them alone."""
+        with self._in_unit(phase, [sequence.request_id for sequence, _ in parts]):
+            rows = [self._answers.row(sequence, num_tokens) for sequence, num_tokens in parts]
+            try:
+                tokens = self._decoder.run(rows)
+            except (RuntimeError, MemoryError) as error:
+                if len(parts) == 1:
+                    raise
+                log.warning("a batch of %d rows failed (%s); trying each alone", len(parts), error)
+                tokens = None
+            if tokens is not None:
+                self._take(parts, tokens)
+                return
+        for part in parts:
+            if not part[0].finished:
+                self._forward(phase, [part])
+
+    def _take(self, parts: Seq[tuple[Sequence, int]], tokens: Seq[int | None]) -> None:
+        for (sequence, num_tokens), token in zip(parts, tokens, strict=True):
+            self._answers.take(sequence, token, num_tokens)
+
+    def _quantum(self, job: Job) -> None:
+        with self._in_unit("focus" if job.focus else "quantum", [job.id]):
+            if job.focus:
+                self._answers.advance(job)
+            else:
+                self._adaptations.advance(job)
+
+    @contextmanager
+    def _in_unit(self, phase: str, ids: Seq[str]) -> Iterator[None]:
+        # left set when an error passes through: fail_unit reads it
+        self._unit = Unit(phase, tuple(dict.fromkeys(ids)))
+        yield
+        self._unit = None
+
+    def fail_unit(self, error: Exception) -> None:
+        """End the jobs of the unit that raised `error`. Raises it again if it came from outside
+        one."""
+        unit, self._unit = self._unit, None
+        if unit is None:
+            raise error
+        log.error("%s of %s failed", unit.phase, ", ".join(unit.ids), exc_info=error)
+        self._around.count("engine_errors_total", phase=unit.phase)
+        if is_out_of_memory(error):
+            self._around.count("oom_total", phase=unit.phase, recovered="false")
+        code, text = failure(error)
+        for id in unit.ids:
+            self._fail(id, code, text)
+
+    def _fail(self, id: str, code: str, text: str) -> None:
+        if id in self._adaptations:
+            self._adaptations.fail(id, code, text)
+        elif id in self._answers:
+            self._answers.fail(id, code, text)
+
+    def _expire(self, expired: Expired) -> None:
+        self._around.count("request_deadline_exceeded_total", phase=expired.phase)
+        self._fail(expired.id, "deadline_exceeded", f"timeout_s has passed (in {expired.phase})")
+
+    # ---- what the API process hears about it --------------------------------------------------
+
+    def _observe(self, observation: Observation) -> None:
+        self._observed.append(observation)
+        if len(self._observed) >= MAX_HELD_OBSERVATIONS:
+            self.flush_observations()
+
+    def flush_observations(self) -> None:
+        """Send what has been measured since the last time."""
+        if self._observed:
+            self._emit(Observations(values=self._observed))
+            self._observed = []
+
+    def _measure(self, began: float, batch_size: int) -> None:
+        self._last_duration_s = self._clock() - began
+        self._last_time = time.time()
+        self._num_steps += 1
+        self._batch_size = batch_size
+        self._around.count("engine_steps_total")
+        self._observe(Observation(name="engine_step_duration_seconds", value=self._last_duration_s))
+        if batch_size:
+            self._observe(Observation(name="engine_batch_size", value=batch_size))
+
+    def stats(self) -> WorkerStats:
+        """The gauges of this moment."""
+        counts = self.scheduler.counts()
+        adapters, adapter_bytes = self.cache.sizes()
+        finish_s, backlog_s = self.scheduler.finish_estimates()
+        return WorkerStats(
+            adaptations_waiting=counts.adaptations_waiting,
+            adaptations_running=counts.adaptations_running,
+            requests_waiting=counts.requests_waiting,
+            requests_running=counts.requests_running,
+            adaptation_finish_s=finish_s,
+            backlog_s=backlog_s,
+            slots_used=self.slots.table.num_used,
+            slots_free=self.slots.table.num_free,
+            adapters=adapters,
+            adapter_bytes=adapter_bytes,
+            adapter_capacity_bytes={"host": self.cache.capacity_bytes},
+            engine_steps=self._num_steps,
+            engine_last_step_duration_s=self._last_duration_s,
+            engine_last_step_time=self._last_time,
+            batch_size=self._batch_size,
+        )

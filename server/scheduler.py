@@ -1,0 +1,264 @@
+"""What runs next: a pure function of numbers and time. No torch, no tokens, no text.
+
+Every step decodes all running sequences; then prompts waiting for prefill share `step_tokens`
+among them, and at most one quantum of a job runs. While answers are on their way, quanta get
+`adaptation_share` of the time. Among jobs, focus runs come first (with every fourth quantum left to
+adaptations), and within a class the least served in tokens, weighted by priority, is next.
+
+Limit: quantum costs are known only afterwards, so the share is kept on average, not in each step.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from imprint.server.sequence import Job, Request, Sequence
+
+RATE_SMOOTHING = 0.2
+ADAPTATION_EVERY = 4
+"""At least one quantum in so many goes to an adaptation while focus runs compete with it."""
+
+
+class QueueFullError(RuntimeError):
+    """The request queue is at its bound; the client should come back later."""
+
+
+class TooLargeError(ValueError):
+    """Work that would not fit into this worker even if it were alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Bounds of one engine; see `WorkerConfig` for their meaning."""
+
+    num_slots: int
+    step_tokens: int
+    adaptation_share: float
+    max_running_adaptations: int
+    adaptation_bytes: int
+    max_waiting_requests: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_slots", "step_tokens", "max_running_adaptations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.adaptation_share <= 1:
+            raise ValueError(f"adaptation_share must lie in (0, 1], got {self.adaptation_share}")
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A deadline has passed; `phase` is where it caught the work: queue, quantum or decode."""
+
+    id: str
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Adaptations and requests by state."""
+
+    adaptations_waiting: int
+    adaptations_running: int
+    requests_waiting: int
+    requests_running: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step's work, in the order in which it is to be done."""
+
+    expired: list[Expired] = field(default_factory=list)
+    begin: list[Request] = field(default_factory=list)
+    """Admitted requests that have not been `begun` yet: their slots are reserved."""
+    decode: list[Sequence] = field(default_factory=list)
+    prefill: list[tuple[Sequence, int]] = field(default_factory=list)
+    """Sequences and how many of their unread prompt tokens to read."""
+    quantum: Job | None = None
+
+
+class Scheduler:
+    """Keeps every job and request of a worker, from arrival to the end."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.draining = False
+        self._waiting_jobs: list[Job] = []
+        self._running_jobs: dict[str, Job] = {}
+        self._waiting: deque[Request] = deque()
+        self._admitted: dict[str, Request] = {}
+        self._unbegun: dict[str, Request] = {}
+        self._ready: dict[str, Request] = {}
+        self._next_quantum_at = 0.0
+        self._focus_streak = 0
+        self._seconds_per_token: float | None = None
+
+    # ---- arrivals and departures -----------------------------------------------------------
+
+    def add_job(self, job: Job) -> None:
+        """Queue a job. Raises `TooLargeError` if it can never run here."""
+        if job.num_bytes > self.config.adaptation_bytes:
+            raise TooLargeError(
+                f"needs about {job.num_bytes} bytes, this worker may use "
+                f"{self.config.adaptation_bytes}"
+            )
+        if job.focus:
+            self._start(job)
+        else:
+            self._waiting_jobs.append(job)
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request. Raises `QueueFullError`, or `TooLargeError` for too many sequences."""
+        if request.num_slots > self.config.num_slots:
+            raise TooLargeError(
+                f"{request.num_slots} sequences, this worker has {self.config.num_slots} slots"
+            )
+        if len(self._waiting) >= self.config.max_waiting_requests:
+            raise QueueFullError(f"{len(self._waiting)} requests are waiting already")
+        self._waiting.append(request)
+
+    def begun(self, request_id: str) -> None:
+        """The engine has taken a request up; it is not offered to begin again."""
+        self._unbegun.pop(request_id, None)
+
+    def activate(self, request_id: str) -> None:
+        """The sequences of an admitted request may be prefilled: adapter loaded, focus run done."""
+        self._running_jobs.pop(request_id, None)
+        self._ready[request_id] = self._admitted[request_id]
+
+    def remove(self, id: str) -> None:
+        """Forget a job or request, finished or not; its reserved slots are free again."""
+        for table in (self._running_jobs, self._admitted, self._ready, self._unbegun):
+            table.pop(id, None)
+        self._waiting_jobs = [job for job in self._waiting_jobs if job.id != id]
+        self._waiting = deque(request for request in self._waiting if request.id != id)
+
+    def charge(self, job: Job, num_tokens: int, duration_s: float, now: float) -> None:
+        """Account for a quantum that has just run."""
+        job.served_tokens += num_tokens
+        # A quantum without tokens (an optimizer step) still takes its turn.
+        job.virtual_tokens += max(num_tokens, 1) / job.weight
+        share = self.config.adaptation_share
+        self._next_quantum_at = now + duration_s * (1 - share) / share
+        self._focus_streak = self._focus_streak + 1 if job.focus else 0
+        if num_tokens > 0:
+            rate, old = duration_s / num_tokens, self._seconds_per_token
+            self._seconds_per_token = rate if old is None else old + RATE_SMOOTHING * (rate - old)
+
+    # ---- the plan --------------------------------------------------------------------------
+
+    def schedule(self, now: float) -> Plan:
+        """What to do at time `now`. Expired work is removed from the queues, and only named."""
+        plan = Plan(expired=self._expire(now))
+        self._admit_requests()
+        self._admit_jobs()
+        plan.begin = list(self._unbegun.values())
+        sequences = [s for request in self._ready.values() for s in request.sequences]
+        plan.decode = [sequence for sequence in sequences if sequence.decoding]
+        plan.prefill = self._share_prefill([s for s in sequences if s.num_unread])
+        if not (plan.decode or plan.prefill) or now >= self._next_quantum_at:
+            plan.quantum = self._next_job()
+        return plan
+
+    def _expire(self, now: float) -> list[Expired]:
+        expired = []
+        for item, phase in self._phases():
+            if item.deadline is not None and now >= item.deadline:
+                expired.append(Expired(item.id, phase))
+        for late in expired:
+            self.remove(late.id)
+        return expired
+
+    def _phases(self) -> Iterator[tuple[Job | Request, str]]:
+        yield from ((job, "queue") for job in self._waiting_jobs)
+        yield from ((job, "quantum") for job in self._running_jobs.values())
+        yield from ((request, "queue") for request in self._waiting)
+        for request in self._admitted.values():
+            yield request, "decode" if request.id in self._ready else "quantum"
+
+    def _admit_requests(self) -> None:
+        """First come, first served, while slots can be reserved for all sequences of a request."""
+        free = self.config.num_slots - sum(r.num_slots for r in self._admitted.values())
+        while self._waiting and self._waiting[0].num_slots <= free:
+            request = self._waiting.popleft()
+            free -= request.num_slots
+            self._admitted[request.id] = self._unbegun[request.id] = request
+
+    def _admit_jobs(self) -> None:
+        """By priority, then arrival; the head waits for memory rather than be overtaken."""
+        if self.draining:
+            return
+        while self._waiting_jobs:
+            running = [job for job in self._running_jobs.values() if not job.focus]
+            head = max(self._waiting_jobs, key=lambda job: (job.weight, -job.arrived))
+            used_bytes = sum(job.num_bytes for job in self._running_jobs.values())
+            fits = used_bytes + head.num_bytes <= self.config.adaptation_bytes
+            if len(running) >= self.config.max_running_adaptations or not (fits or not running):
+                return
+            self._waiting_jobs.remove(head)
+            self._start(head)
+
+    def _start(self, job: Job) -> None:
+        # A newcomer starts level with the least served, so that it cannot claim the past.
+        served = [j.virtual_tokens for j in self._running_jobs.values() if j.focus == job.focus]
+        job.virtual_tokens = min(served, default=0.0)
+        job.running = True
+        self._running_jobs[job.id] = job
+
+    def _share_prefill(self, pending: list[Sequence]) -> list[tuple[Sequence, int]]:
+        """Equal shares of `step_tokens`; what short prompts leave over goes to long ones."""
+        shares: list[tuple[Sequence, int]] = []
+        budget = self.config.step_tokens
+        pending = sorted(pending, key=lambda sequence: sequence.num_unread)[:budget]
+        for num_left, sequence in zip(range(len(pending), 0, -1), pending, strict=True):
+            share = min(sequence.num_unread, max(budget // num_left, 1))
+            shares.append((sequence, share))
+            budget -= share
+        return shares
+
+    def _next_job(self) -> Job | None:
+        focus = [job for job in self._running_jobs.values() if job.focus]
+        adapt = [job for job in self._running_jobs.values() if not job.focus]
+        if self.draining:
+            adapt = []
+        if focus and adapt:
+            adapt_turn = self._focus_streak >= ADAPTATION_EVERY - 1
+            focus, adapt = ([], adapt) if adapt_turn else (focus, [])
+        return min(focus or adapt, key=lambda j: (j.virtual_tokens, j.arrived), default=None)
+
+    # ---- what the heartbeat tells -----------------------------------------------------------
+
+    @property
+    def answering(self) -> bool:
+        """Whether any request is waiting or on its way."""
+        return bool(self._waiting or self._admitted)
+
+    def counts(self) -> Counts:
+        """How much is waiting and running; a request runs once one of its sequences decodes."""
+        adaptations = sum(not job.focus for job in self._running_jobs.values())
+        decoding = sum(request.decoding for request in self._ready.values())
+        return Counts(
+            adaptations_waiting=len(self._waiting_jobs),
+            adaptations_running=adaptations,
+            requests_waiting=len(self._waiting) + len(self._admitted) - decoding,
+            requests_running=decoding,
+        )
+
+    def finish_estimates(self) -> tuple[dict[str, float], float]:
+        """Seconds until each adaptation is done, and until all are, at the rate of late.
+
+        Running jobs share the engine, so each ends when as much has been served to all of them
+        as it needs itself; waiting ones start when the running ones are through.
+        """
+        if self._seconds_per_token is None:
+            return {}, 0.0
+        running = [job for job in self._running_jobs.values() if not job.focus]
+        finish: dict[str, float] = {}
+        for job in running:
+            tokens = sum(min(j.remaining_tokens, job.remaining_tokens) for j in running)
+            finish[job.id] = tokens * self._seconds_per_token
+        total = sum(job.remaining_tokens for job in running)
+        for job in sorted(self._waiting_jobs, key=lambda job: (-job.weight, job.arrived)):
+            total += job.remaining_tokens
+            finish[job.id] = total * self._seconds_per_token
+        return finish, total * self._seconds_per_token

@@ -1,0 +1,44 @@
+"""The tensors behind the slots: one recurrent state per slot, zeroed whenever its owner changes.
+
+Knows nothing of requests. All sequences that decode read and write here, and only through live
+handles, so what one document left behind is never visible to the next.
+"""
+
+from collections.abc import Sequence
+
+from imprint.models import DeltaNet, RecurrentState
+from imprint.server.slots import SlotHandle, SlotTable
+
+
+class SlotStates:
+    """`num_slots` recurrent states and the null slot, allocated once."""
+
+    def __init__(self, model: DeltaNet, num_slots: int) -> None:
+        self.table = SlotTable(num_slots)
+        self._states = model.init_state(num_slots + 1)
+
+    @property
+    def nbytes(self) -> int:
+        return self._states.nbytes
+
+    def allocate(self, initial: RecurrentState | None) -> SlotHandle | None:
+        """A zeroed slot holding a copy of `initial` (None: a document's start), or None if full."""
+        handle = self.table.allocate()
+        if handle is not None:
+            self._states.zero_([handle.index])
+            if initial is not None:
+                self._states.write_([handle.index], initial)
+        return handle
+
+    def read(self, handles: Sequence[SlotHandle]) -> RecurrentState:
+        """A batch with a copy of each slot, in order."""
+        return self._states.select([self.table.index(handle) for handle in handles])
+
+    def write(self, handles: Sequence[SlotHandle], states: RecurrentState) -> None:
+        """Put row i of `states` into slot i."""
+        self._states.write_([self.table.index(handle) for handle in handles], states)
+
+    def free(self, handle: SlotHandle) -> None:
+        """Zero a slot and give it back."""
+        self._states.zero_([self.table.index(handle)])
+        self.table.free(handle)

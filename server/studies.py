@@ -1,0 +1,125 @@
+"""From messages to generators of quanta: what a study will cost, and how it is begun.
+
+Knows the adapters package and the messages; knows nothing of scheduling or sockets.
+"""
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from imprint.adapters.adapter import Adapter
+from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.focus import Focus
+from imprint.adapters.quantum import Quantum
+from imprint.adapters.refine import DocumentReader, Refiner
+from imprint.models import DeltaNet
+from imprint.server.messages import Adapt, Generate
+
+ACTIVATION_FLOATS = 64
+"""Floats of activations per token, layer and unit of width that a quantum with gradients keeps;
+measured on DeltaNet, rounded up."""
+
+Study = Generator[Quantum, None, Adapter]
+
+
+class MethodError(ValueError):
+    """A method or focus that cannot be run; the message names the field."""
+
+
+def study_config(adapt: Adapt, segment_tokens: int) -> RefineConfig | None:
+    """The checked settings of an adaptation; None where it only reads.
+
+    Segments are cut down to `segment_tokens`, the bound on a quantum: that changes nothing but
+    memory and time.
+    """
+    method = dict(adapt.method)
+    kind = method.pop("type", "refine")
+    if kind == "read":
+        if method:
+            raise MethodError(f"method 'read' takes no fields, got {sorted(method)}")
+        return None
+    if kind != "refine":
+        raise MethodError(f"method type must be refine or read, got {kind!r}")
+    return _config(method, segment_tokens)
+
+
+def focus_config(generate: Generate, segment_tokens: int) -> RefineConfig | None:
+    """The checked settings of a request's focus run; None where it asks for none."""
+    if generate.focus is None:
+        return None
+    if generate.adapter_id is None:
+        raise MethodError("focus needs an adapter: the base model has no document to study")
+    return _config({"preset": "fast", **generate.focus}, segment_tokens)
+
+
+def _config(fields: Mapping[str, Any], segment_tokens: int) -> RefineConfig:
+    try:
+        config = RefineConfig.from_dict(fields)
+    except ConfigError as error:
+        raise MethodError(str(error)) from error
+    return config.replace(segment_tokens=min(config.segment_tokens, segment_tokens))
+
+
+def begin_study(
+    model: DeltaNet,
+    adapt: Adapt,
+    config: RefineConfig | None,
+    segment_tokens: int,
+    *,
+    neutral: list[int] | None,
+) -> Study:
+    """The generator of an adaptation's quanta; its value is the adapter. Nothing runs yet."""
+    study: DocumentReader | Refiner
+    if config is None:
+        study = DocumentReader(model, adapt.tokens, segment_tokens=segment_tokens)
+    else:
+        study = Refiner(model, adapt.tokens, config, seed=adapt.seed, neutral=neutral)
+    yield from study.run()
+    assert study.adapter is not None
+    return study.adapter
+
+
+def begin_focus(
+    model: DeltaNet, adapter: Adapter, generate: Generate, config: RefineConfig
+) -> Focus:
+    """The focus run of all prompts of a request."""
+    questions = [prompt.tokens for prompt in generate.prompts]
+    return Focus(model, adapter, questions, config, seed=generate.prompts[0].seed)
+
+
+def branch_tokens(config: RefineConfig) -> int:
+    """Tokens of one step's branches: rollouts sampled, then cues and continuations with
+    gradient."""
+    rollouts = config.group_size if config.lambda_rl > 0 else 0
+    per_position = config.cue_tokens + config.rollout_length
+    return config.positions * per_position * (1 + rollouts)
+
+
+def estimate_work_tokens(num_tokens: int, config: RefineConfig | None) -> int:
+    """Tokens that an adaptation's quanta will process, if it is not stopped early."""
+    if config is None:
+        return num_tokens
+    if config.scope == "query_lora":
+        return num_tokens + config.steps * branch_tokens(config)
+    # lora: every step reads twice, once with gradients; the document is read before and after
+    return num_tokens * 2 + config.steps * (2 * num_tokens + branch_tokens(config))
+
+
+def estimate_bytes(
+    model: DeltaNet, num_tokens: int, config: RefineConfig | None, segment_tokens: int
+) -> int:
+    """Memory that an adaptation needs beside the model: states, delta with optimizer,
+    activations."""
+    cfg = model.config
+    state_bytes = model.init_state(1).nbytes
+    floats = ACTIVATION_FLOATS * cfg.hidden_size * cfg.num_hidden_layers
+    if config is None:
+        return 2 * state_bytes + 4 * segment_tokens * floats
+    delta_floats = config.lora_rank * sum(sum(widths) for widths in model.lora_targets().values())
+    branches = config.positions * max(config.group_size, 1)
+    segments = -(-num_tokens // config.segment_tokens) if config.scope == "lora" else 1
+    live_tokens = max(config.segment_tokens, branch_tokens(config))
+    return (
+        (segments + 2 + 2 * branches) * state_bytes
+        + 4 * 4 * delta_floats
+        + 4 * live_tokens * floats
+    )

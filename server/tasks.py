@@ -1,0 +1,114 @@
+"""What the engine hangs on a scheduled id: the message, its generator, the text so far.
+
+Data and small derivations only; the decisions are in `adaptation_runs.py` and `answer_runs.py`.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from imprint.adapters.adapter import Adapter
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.errors import AdaptationError, CorruptAdapterError
+from imprint.adapters.focus import Focus, FocusResult
+from imprint.adapters.quantum import Quantum
+from imprint.models import DeltaNet, LoraDelta, Tokenizer
+from imprint.server.adapter_cache import AdapterCache
+from imprint.server.messages import Adapt, FromWorker, Generate, Observation
+from imprint.server.scheduler import Scheduler
+from imprint.server.sequence import Job, Request, Sequence
+from imprint.server.studies import Study
+from imprint.server.text_stream import TextStream
+
+Emit = Callable[[FromWorker], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the parts of an engine share."""
+
+    model: DeltaNet
+    model_hash: str
+    """Adapters are kept with it, and refused where it differs."""
+    tokenizer: Tokenizer
+    neutral: list[int] | None
+    """Tokens of the neutral text that the gate watches."""
+    segment_tokens: int
+    max_tokens: int
+    scheduler: Scheduler
+    cache: AdapterCache
+    emit: Emit
+    observe: Callable[[Observation], None]
+    clock: Callable[[], float] = time.monotonic
+
+    def count(self, name: str, **labels: str) -> None:
+        """Add one to a counter of the API process."""
+        self.observe(Observation(name=name, value=1.0, labels=labels))
+
+    def deadline(self, timeout_s: float | None) -> float | None:
+        """The time at which a job that arrives now is too late."""
+        return None if timeout_s is None else self.clock() + timeout_s
+
+
+@dataclass(slots=True, kw_only=True)
+class AdaptationTask:
+    """One adaptation of this worker."""
+
+    message: Adapt
+    job: Job
+    config: RefineConfig | None
+    """None where the document is only read."""
+    segment_tokens: int
+    study: Study
+    started_at: float | None = None
+    shrunk: bool = False
+    """Whether it has begun again with half the segment, after it ran out of memory."""
+    reported_phase: tuple[str, int] | None = None
+    reported_at: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """One sequence's text, and the delta it is generated with."""
+
+    sequence: Sequence
+    text: TextStream
+    delta: LoraDelta | None = None
+    focus: FocusResult | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestTask:
+    """One request of this worker."""
+
+    message: Generate
+    request: Request
+    config: RefineConfig | None
+    """Settings of its focus run, if there is one."""
+    answers: dict[str, Answer]
+    """By sequence id."""
+    adapter: Adapter | None = None
+    focus: Focus | None = None
+    quanta: Iterator[Quantum] = field(default_factory=lambda: iter(()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of host or device, has run out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def failure(error: Exception) -> tuple[str, str]:
+    """The code and the message under which an error ends a job. No internals in the message."""
+    if isinstance(error, AdaptationError):
+        return error.code, str(error)
+    if isinstance(error, CorruptAdapterError):
+        return "adapter_corrupt", "the stored adapter is damaged or of another model; adapt again"
+    if is_out_of_memory(error):
+        return "out_of_memory", "the worker ran out of memory; send less at once"
+    if isinstance(error, OSError):
+        return "store_failed", f"the adapter could not be written or read: {error.strerror}"
+    return "internal_error", "the worker failed on this job; its log says why"
