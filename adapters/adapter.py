@@ -1,7 +1,7 @@
 """The adapter: what studying a document leaves behind, and how it becomes one file.
 
-Holds the document's tokens and entropies (focus chooses positions from them), the recurrent state at
-its end, the accepted delta if there is one, and a manifest from which the job can be replayed.
+Holds the document's tokens and entropies (focus chooses positions from them), the recurrent state
+at its end, the accepted delta if there is one, and a manifest from which the job can be replayed.
 """
 
 from __future__ import annotations

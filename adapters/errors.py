@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class AdaptationError(Exception):
-    """An adaptation cannot go on. `code` is a stable name for programs, the message is for people."""
+    """An adaptation cannot go on. `code` is a stable name for programs, the message for people."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

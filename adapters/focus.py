@@ -1,7 +1,7 @@
 """Studies a document for known questions: they choose the positions, each has a delta of its own.
 
-Works from the document-end state alone, with recall branches in scope `query_lora`: a step costs some
-hundred tokens per question whatever the document's length, and nothing is read again.
+Works from the document-end state alone, with recall branches in scope `query_lora`: a step costs
+some hundred tokens per question whatever the document's length, and nothing is read again.
 Shapes: Q = questions, N = positions of a question, T = document tokens.
 """
 
@@ -19,10 +19,10 @@ from imprint.adapters.branches import query_step
 from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.adapters.gate import ProbeResult, judge, recall_probe
 from imprint.adapters.loss import clip_grads_per_delta
+from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quanta, Quantum, Usage
 from imprint.adapters.refine import init_delta, make_optimizer
 from imprint.adapters.selection import focus_positions, relevance
-from imprint.adapters.trunk import StepResult
 from imprint.models.deltanet import DeltaNet
 from imprint.models.lora import LoraDelta
 
@@ -69,7 +69,7 @@ class Focus:
         self.questions = [list(question) for question in questions]
         self.usage = Usage()
         self.delta: LoraDelta | None = None
-        """The deltas of all questions, in order; those the gate refused are what the adapter had."""
+        """The deltas of all questions, in order; where the gate refused, what the adapter had."""
         self.results: list[FocusResult] = []
 
     def run(self) -> Quanta:
@@ -144,7 +144,7 @@ class Focus:
             delta=delta.detach(),
         )
         self.usage.tokens_forward += places_QN.numel() * (config.cue_tokens + config.rollout_length)
-        return [ProbeResult(nll_P) for nll_P in probe.nll_P.split(num)]
+        return [ProbeResult(nll_P) for nll_P in torch.split(probe.nll_P, num)]
 
     def _judge(
         self,
@@ -186,7 +186,7 @@ class Focus:
         )
 
 
-def _reward_Q(result: StepResult) -> Tensor | None:  # noqa: N802 - Q is a shape
+def _reward_Q(result: StepResult) -> Tensor | None:
     return None if result.rewards_QNG is None else result.rewards_QNG.flatten(1).mean(1)
 
 

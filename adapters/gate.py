@@ -115,7 +115,7 @@ def judge(
     *,
     neutral_rise_nats: float | None,
 ) -> Verdict:
-    """Accept if recall improves by more than its margin and its own noise, and neutral text holds."""
+    """Accept if recall improves by more than margin and own noise, and neutral text holds."""
     gain_P = base.nll_P - adapted.nll_P
     gain = float(gain_P.mean())
     error = float(gain_P.std() / math.sqrt(len(gain_P))) if len(gain_P) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""One unit of work that a study has just done; between two of them the caller may do anything else."""
+"""One unit of work that a study has just done; between two the caller may do anything else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from imprint.adapters.trunk import Work
+from imprint.adapters.reading import Work
 
 R = TypeVar("R")
 

@@ -28,9 +28,11 @@ from imprint.adapters.gate import (
     recall_probe,
 )
 from imprint.adapters.loss import clip_grads_per_delta
+from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quanta, Quantum, Usage
+from imprint.adapters.reading import Reading, read_segments
 from imprint.adapters.selection import select_positions
-from imprint.adapters.trunk import Reading, StepResult, read_segments, trunk_step
+from imprint.adapters.trunk import trunk_step
 from imprint.models.deltanet import DeltaNet
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
@@ -60,7 +62,7 @@ def document_tokens(model: DeltaNet, tokens: Sequence[int]) -> Tensor:
 
 
 def init_delta(model: DeltaNet, config: RefineConfig, *, seed: int, num: int = 1) -> LoraDelta:
-    """Fresh deltas on the projections whose names end in one of `config.lora_targets` (or on all)."""
+    """Fresh deltas on projections whose names end in one of `config.lora_targets` (or on all)."""
     targets = {
         name: shape
         for name, shape in model.lora_targets().items()
@@ -194,7 +196,7 @@ class Refiner:
         excluded_T: Tensor,
         base: ProbeResult,
     ) -> Generator[Quantum, None, Verdict | None]:
-        """Optimise, keeping the delta of the best probe. Returns a verdict only if the attempt broke."""
+        """Optimise, keeping the delta of the best probe. A verdict only if the attempt broke."""
         config, steps = self.config, self.config.steps
         delta = init_delta(self.model, config, seed=self.seed)
         optimizer = make_optimizer(delta, config)

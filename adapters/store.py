@@ -30,7 +30,7 @@ class AdapterStore:
         return self.root / f"{adapter_id}{_SUFFIX}"
 
     def save(self, adapter_id: str, adapter: Adapter) -> int:
-        """Write the adapter; returns its bytes on disk. After a crash there is the old file or the new."""
+        """Write the adapter; returns its bytes on disk. A crash leaves the old file or the new."""
         path = self.path(adapter_id)
         tensors = adapter.to_tensors()
         blob = save(tensors, metadata=file_metadata(tensors, adapter.manifest))
@@ -47,7 +47,7 @@ class AdapterStore:
         return len(blob)
 
     def load(self, adapter_id: str) -> Adapter:
-        """Read and verify. Raises KeyError if it is not there, CorruptAdapterError if it is broken."""
+        """Read and verify. Raises KeyError if it is not there, CorruptAdapterError if broken."""
         path = self.path(adapter_id)
         if not path.exists():
             raise KeyError(adapter_id)

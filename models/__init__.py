@@ -1,4 +1,4 @@
-"""Fast-weight language models: state, layers, checkpoints, decoding. Knows nothing of REFINE or HTTP.
+"""Fast-weight language models: state, layers, checkpoints, decoding; no REFINE, no HTTP.
 
 Names that need torch are imported on first use, so that tokenizers and errors cost no torch.
 """
@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imprint.models.checkpoint import BUNDLED, load_model, save_model, weights_hash
-    from imprint.models.config import ModelConfig
+    from imprint.models.checkpoint import load_model, save_model, weights_hash
+    from imprint.models.config import BUNDLED, ModelConfig
     from imprint.models.deltanet import DeltaNet
     from imprint.models.errors import CheckpointError, ModelError
     from imprint.models.generate import decode, generate_greedy, prefill
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from imprint.models.tokenizer import Tokenizer, load_tokenizer
 
 _HOMES = {
-    "checkpoint": ("BUNDLED", "load_model", "save_model", "weights_hash"),
-    "config": ("ModelConfig",),
+    "checkpoint": ("load_model", "save_model", "weights_hash"),
+    "config": ("BUNDLED", "ModelConfig"),
     "deltanet": ("DeltaNet",),
     "errors": ("CheckpointError", "ModelError"),
     "generate": ("decode", "generate_greedy", "prefill"),

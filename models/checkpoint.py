@@ -22,9 +22,6 @@ from imprint.models.errors import CheckpointError
 ARCHITECTURES: dict[str, type[DeltaNet]] = {"delta_net": DeltaNet}
 """Model classes by `model_type` of config.json."""
 
-BUNDLED = Path(__file__).resolve().parent / "pretrained" / "imprint-tiny"
-"""The model that ships with the package."""
-
 
 def load_model(
     path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -40,7 +37,9 @@ def load_model(
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise CheckpointError(f"config: model_type {config.model_type!r} is not supported (supported: {known})")
+        raise CheckpointError(
+            f"config: model_type {config.model_type!r} is not supported (supported: {known})"
+        )
     with torch.device("meta"):
         model = architecture(config)
     tensors = _read_tensors(folder)
@@ -86,7 +85,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     for name in names:
         file = folder / name
         if not file.is_file():
-            raise CheckpointError(f"{folder} holds no {name}; only safetensors checkpoints are read")
+            raise CheckpointError(
+                f"{folder} holds no {name}; only safetensors checkpoints are read"
+            )
         try:
             tensors.update(load_file(file))
         except SafetensorError as error:
@@ -96,7 +97,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _check(model: DeltaNet, tensors: dict[str, Tensor], folder: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    problems = [
+        f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors
+    ]
     problems += [f"unexpected {name}" for name in tensors if name not in expected]
     problems += [
         f"{name} has shape {tuple(tensors[name].shape)}, config.json implies {shape}"
@@ -105,4 +108,6 @@ def _check(model: DeltaNet, tensors: dict[str, Tensor], folder: Path) -> None:
     ]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise CheckpointError(f"{folder} does not fit its config.json: {'; '.join(problems[:5])}{more}")
+        raise CheckpointError(
+            f"{folder} does not fit its config.json: {'; '.join(problems[:5])}{more}"
+        )

@@ -9,10 +9,13 @@ from typing import Any, Self
 
 from imprint.models.errors import CheckpointError
 
+BUNDLED = Path(__file__).resolve().parent / "pretrained" / "imprint-tiny"
+"""Folder of the checkpoint that ships with the package."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Architecture of a fast-weight language model, in the key names of the public fla checkpoints."""
+    """Architecture of a fast-weight language model, in key names of the public fla checkpoints."""
 
     model_type: str = "delta_net"
     """Architecture, the key under which `imprint.models.checkpoint` registers the model class."""
@@ -27,7 +30,7 @@ class ModelConfig:
     hidden_ratio: int = 4
     """Sets the MLP width where `intermediate_size` is null."""
     intermediate_size: int | None = None
-    """MLP width; null means 256 * ceil(hidden_size * hidden_ratio * 2/3 / 256), as fla computes it."""
+    """MLP width; null means 256 * ceil(hidden_size * hidden_ratio * 2/3 / 256), as in fla."""
     use_gate: bool = False
     """Output gate: silu(g_proj(x)) multiplies the normalised read-out."""
     use_short_conv: bool = True
@@ -48,11 +51,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "conv_size"):
             if getattr(self, name) < 1:
-                raise CheckpointError(f"config: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("key_dim", "value_dim"):
-            if getattr(self, name) % self.num_heads:
                 raise CheckpointError(
-                    f"config: {name} {getattr(self, name)} is not divisible by num_heads {self.num_heads}"
+                    f"config: {name} must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("key_dim", "value_dim"):
+            width = getattr(self, name)
+            if width % self.num_heads:
+                raise CheckpointError(
+                    f"config: {name} {width} is not divisible by num_heads {self.num_heads}"
                 )
         if self.qk_norm != "l2" or self.qk_activation != "silu":
             raise CheckpointError(
@@ -84,7 +90,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """Read the keys this class knows; refuse values of others that would change the computation."""
+        """Read the known keys; refuse values of others that would change the computation."""
         if raw.get("attn") is not None:
             raise CheckpointError("config: hybrid attention layers ('attn') are not supported yet")
         if raw.get("attnres_block_size") is not None:
@@ -99,7 +105,9 @@ class ModelConfig:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{folder} holds no config.json; give the folder of a checkpoint") from None
+            raise CheckpointError(
+                f"{folder} holds no config.json; give the folder of a checkpoint"
+            ) from None
         except json.JSONDecodeError as error:
             raise CheckpointError(f"{path} is not valid JSON: {error}") from None
         return cls.from_dict(raw)

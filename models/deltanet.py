@@ -20,7 +20,7 @@ LayerState = dict[str, Tensor]
 
 
 class DeltaNetMixer(nn.Module):
-    """The token mixer of one layer: project, convolve, write and read the fast weights, normalise."""
+    """Token mixer of one layer: project, convolve, write and read the fast weights, normalise."""
 
     def __init__(self, config: ModelConfig, target: str) -> None:
         super().__init__()
@@ -44,10 +44,14 @@ class DeltaNetMixer(nn.Module):
         cfg = self.config
         shape = (batch, cfg.num_heads, cfg.head_k_dim, cfg.head_v_dim)
         # float32 even under bfloat16: the fast weights accumulate over the whole document
-        state = {"S": torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))}
+        state = {
+            "S": torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        }
         if cfg.use_short_conv:
             for name, width in (("q", cfg.key_dim), ("k", cfg.key_dim), ("v", cfg.value_dim)):
-                state[f"conv_{name}"] = torch.zeros(batch, cfg.conv_size - 1, width, device=device, dtype=dtype)
+                state[f"conv_{name}"] = torch.zeros(
+                    batch, cfg.conv_size - 1, width, device=device, dtype=dtype
+                )
         return state
 
     def forward(
@@ -63,20 +67,22 @@ class DeltaNetMixer(nn.Module):
                 y_BTD, new_state[f"conv_{name}"] = conv(y_BTD, state[f"conv_{name}"], lengths_B)
             else:
                 y_BTD = F.silu(y_BTD)
-            projected.append(y_BTD.unflatten(-1, (cfg.num_heads, -1)).transpose(1, 2))
+            projected.append(torch.unflatten(y_BTD, -1, (cfg.num_heads, -1)).transpose(1, 2))
         q_BHTK, k_BHTK, v_BHTV = projected
         beta_BHT = self._beta(x_BTD, delta, lengths_B)
         with torch.autocast(x_BTD.device.type, enabled=False):
             o_BTHV, new_state["S"] = self._delta_rule(q_BHTK, k_BHTK, v_BHTV, beta_BHT, state["S"])
             o_BTHV = self.o_norm(o_BTHV)
         if cfg.use_gate:
-            o_BTHV = o_BTHV * F.silu(self.g_proj(x_BTD, delta)).unflatten(-1, (cfg.num_heads, -1))
+            gate_BTD = F.silu(self.g_proj(x_BTD, delta))
+            o_BTHV = o_BTHV * torch.unflatten(gate_BTD, -1, (cfg.num_heads, -1))
         return self.o_proj(o_BTHV.flatten(-2).to(x_BTD.dtype), delta), new_state
 
     def _beta(self, x_BTD: Tensor, delta: LoraDelta | None, lengths_B: Tensor | None) -> Tensor:
         cfg = self.config
         if cfg.use_beta:
-            beta_BTH = self.b_proj(x_BTD, delta).sigmoid() * (2 if cfg.allow_neg_eigval else 1)
+            beta_BTH: Tensor = self.b_proj(x_BTD, delta).sigmoid()
+            beta_BTH = beta_BTH * (2 if cfg.allow_neg_eigval else 1)
         else:
             beta_BTH = x_BTD.new_ones(*x_BTD.shape[:2], cfg.num_heads)
         if lengths_B is not None:  # padding writes with strength zero
@@ -85,7 +91,9 @@ class DeltaNetMixer(nn.Module):
         return beta_BTH.transpose(1, 2)
 
     @staticmethod
-    def _delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _delta_rule(
+        q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
         q, k = l2_normalize(q), l2_normalize(k)
         if q.shape[2] == 1:
             o_BHV, state = step_delta_rule(q[:, :, 0], k[:, :, 0], v[:, :, 0], beta[:, :, 0], state)
@@ -118,12 +126,14 @@ class DeltaNetTrunk(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DeltaNetLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DeltaNetLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
 
 class DeltaNet(nn.Module):
-    """`model(tokens, state)` gives hidden states after the final norm, and the state after the tokens."""
+    """`model(tokens, state)` gives hidden states after the final norm and the state thereafter."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -151,9 +161,9 @@ class DeltaNet(nn.Module):
     ) -> tuple[Tensor, RecurrentState]:
         """Read T >= 1 tokens after `state` (None: a document's start).
 
-        Returns hidden states [B, T, D] after the final norm and the new state, differentiable in the
-        parameters, in `delta` and in `state`. With `lengths_B` the rows are right-padded to T: the
-        padding changes no state, and its hidden states mean nothing.
+        Returns hidden states [B, T, D] after the final norm and the new state, differentiable in
+        the parameters, in `delta` and in `state`. With `lengths_B` the rows are right-padded to T:
+        the padding changes no state, and its hidden states mean nothing.
         """
         if state is None:
             state = self.init_state(tokens_BT.shape[0])
@@ -166,12 +176,15 @@ class DeltaNet(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., V] in float32 at least."""
-        logits = self.lm_head(hidden)
+        logits: Tensor = self.lm_head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def init_state(self, batch: int) -> RecurrentState:
         """The state at a document's start: zeros."""
-        return RecurrentState(tuple(layer.attn.init_state(batch, self.device, self.dtype) for layer in self.model.layers))
+        mixers = [module for module in self.modules() if isinstance(module, DeltaNetMixer)]
+        return RecurrentState(
+            tuple(mixer.init_state(batch, self.device, self.dtype) for mixer in mixers)
+        )
 
     def lora_targets(self) -> dict[str, tuple[int, int]]:
         """Every projection a delta can change: name -> (input width, output width)."""

@@ -24,14 +24,16 @@ def prefill(
     if lengths_B is None:
         last_BD = hidden_BTD[:, -1]
     else:
-        last_BD = hidden_BTD[torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), lengths_B - 1]
+        last_BD = hidden_BTD[
+            torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), lengths_B - 1
+        ]
     return model.logits(last_BD), state
 
 
 def decode(
     model: DeltaNet, tokens_B: Tensor, state: RecurrentState, *, delta: LoraDelta | None = None
 ) -> tuple[Tensor, RecurrentState]:
-    """Read one token a row; returns (logits [B, V], state). The incoming state is left as it was."""
+    """Read one token a row; returns (logits [B, V], state), the incoming state left alone."""
     return prefill(model, tokens_B.unsqueeze(1), state, delta=delta)
 
 
@@ -44,7 +46,7 @@ def generate_greedy(
     delta: LoraDelta | None = None,
     lengths_B: Tensor | None = None,
 ) -> Tensor:
-    """Prefill, then exactly `num_tokens` of greedy decoding. Returns the new tokens [B, num_tokens]."""
+    """Prefill, then exactly `num_tokens` of greedy decoding: the new tokens [B, num_tokens]."""
     logits_BV, state = prefill(model, tokens_BT, state, delta=delta, lengths_B=lengths_B)
     out = [logits_BV.argmax(-1)]
     while len(out) < num_tokens:

@@ -42,7 +42,9 @@ class ShortConvolution(nn.Module):
     def size(self) -> int:
         return self.weight.shape[-1]
 
-    def forward(self, x_BTD: Tensor, tail_BWD: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BTD: Tensor, tail_BWD: Tensor, lengths_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Returns (y [B, T, D], new tail [B, W - 1, D]); each row's tail ends at its own length."""
         num_tokens, keep = x_BTD.shape[1], self.size - 1
         joined = torch.cat((tail_BWD.to(x_BTD.dtype), x_BTD), 1)
@@ -69,5 +71,7 @@ class SwiGLU(nn.Module):
         self.down_proj = DeltaLinear(inner, width, f"{target}.down_proj")
 
     def forward(self, x_BTD: Tensor, delta: LoraDelta | None) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTD, delta)) * self.up_proj(x_BTD, delta), delta)
+        out: Tensor = self.down_proj(
+            F.silu(self.gate_proj(x_BTD, delta)) * self.up_proj(x_BTD, delta), delta
+        )
         return out

@@ -1,7 +1,8 @@
-"""Per-document low-rank deltas as a batched side path in float32; the base weights are never touched.
+"""Per-document low-rank deltas: a batched side path in float32 that leaves the base weights alone.
 
-A `LoraDelta` holds Q deltas at once. With a batch of B rows (Q divides B) the rows are grouped: rows
-i * B/Q ... (i + 1) * B/Q - 1 use delta i, so one matmul serves Q documents and gradients never mix.
+A `LoraDelta` holds Q deltas at once. With a batch of B rows (Q divides B) the rows are grouped:
+rows i * B/Q ... (i + 1) * B/Q - 1 use delta i, so one matmul serves Q documents and gradients never
+mix.
 Shapes: Q = deltas, R = rank, I / O = input / output width of a projection, B = rows, T = tokens.
 """
 
@@ -35,7 +36,7 @@ class LoraDelta:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """A uniform in +-sqrt(3 / I) (every delta the same draw), B zero: the delta starts as nothing.
+        """A uniform in +-sqrt(3 / I), the same draw for every delta; B zero: it starts as nothing.
 
         `targets` maps a projection's name to its (input, output) width.
         """
@@ -125,7 +126,9 @@ class LoraDelta:
             return None
         b_QOR = self.b[name]
         if x_BTI.shape[0] % a_QRI.shape[0]:
-            raise ValueError(f"{a_QRI.shape[0]} deltas cannot serve a batch of {x_BTI.shape[0]} rows")
+            raise ValueError(
+                f"{a_QRI.shape[0]} deltas cannot serve a batch of {x_BTI.shape[0]} rows"
+            )
         if a_QRI.shape[0] == 1:
             return F.linear(F.linear(x_BTI.to(a_QRI.dtype), a_QRI[0]), b_QOR[0])
         x_QNI = x_BTI.to(a_QRI.dtype).reshape(a_QRI.shape[0], -1, x_BTI.shape[-1])
@@ -133,13 +136,13 @@ class LoraDelta:
 
 
 class DeltaLinear(nn.Linear):
-    """A projection without bias that a `LoraDelta` can change; `target` is its name in the delta."""
+    """A projection without bias that a `LoraDelta` can change; `target` is its name in there."""
 
     def __init__(self, width_in: int, width_out: int, target: str) -> None:
         super().__init__(width_in, width_out, bias=False)
         self.target = target
 
-    def forward(self, x_BTI: Tensor, delta: LoraDelta | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BTI: Tensor, delta: LoraDelta | None = None) -> Tensor:
         y_BTO = F.linear(x_BTI, self.weight)
         if delta is None:
             return y_BTO

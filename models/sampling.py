@@ -38,9 +38,10 @@ def counter_uniform(seed: int, counters: Tensor) -> Tensor:
 def sample_tokens(
     logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor
 ) -> Tensor:
-    """One token a row by inverting the cumulative distribution at `uniform_B`; temperature 0 is greedy.
+    """One token a row: the inverse of the cumulative distribution at `uniform_B`.
 
-    `top_p` keeps the smallest set of most probable tokens whose mass reaches it.
+    Temperature 0 is greedy. `top_p` keeps the smallest set of most probable tokens whose mass
+    reaches it.
     """
     greedy_B = logits_BV.argmax(-1)
     cold_B = temperature_B <= 0

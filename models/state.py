@@ -36,7 +36,9 @@ class RecurrentState:
         return [layer[name] for layer in self.layers for name in sorted(layer)]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(tuple({n: function(t) for n, t in layer.items()} for layer in self.layers))
+        return type(self)(
+            tuple({n: function(t) for n, t in layer.items()} for layer in self.layers)
+        )
 
     def fork(self, num: int = 1) -> Self:
         """Copies: row i becomes rows i * num ... (i + 1) * num - 1. Differentiable."""

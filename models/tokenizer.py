@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream as _DecodeStream
@@ -40,7 +41,9 @@ class Tokenizer:
         question_template: str = DEFAULT_QUESTION_TEMPLATE,
     ) -> None:
         if "{question}" not in question_template:
-            raise CheckpointError("tokenizer_config.json: question_template must contain {question}")
+            raise CheckpointError(
+                "tokenizer_config.json: question_template must contain {question}"
+            )
         self._tokenizer = tokenizer
         self.bos_id = bos_id
         self.eos_id = eos_id
@@ -52,12 +55,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no special tokens added. Lone surrogates become U+FFFD."""
-        clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return list(self._tokenizer.encode(clean, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(_well_formed(text), add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of several texts."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        """Ids of several texts, each as `encode` gives them."""
+        clean = [_well_formed(text) for text in texts]
+        encodings = self._tokenizer.encode_batch(clean, add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -83,7 +86,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     try:
         inner = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for any unreadable file
-        raise CheckpointError(f"{file} is not a tokenizer the `tokenizers` library reads: {error}") from None
+        raise CheckpointError(
+            f"{file} is not a tokenizer the `tokenizers` library reads: {error}"
+        ) from None
     config = _read_json(folder / "config.json")
     template = _read_json(folder / "tokenizer_config.json").get("question_template")
     return Tokenizer(
@@ -94,8 +99,17 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     )
 
 
-def _read_json(path: Path) -> dict[str, object | None] | dict[str, int | None]:
+def _well_formed(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    raw: dict[str, int | None] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
     return raw

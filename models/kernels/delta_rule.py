@@ -27,14 +27,14 @@ class _UnitLowerInverse(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, lower_MCC: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: torch.autograd.function.FunctionCtx, lower_MCC: Tensor) -> Tensor:
         inverse_MCC = _invert_unit_lower(lower_MCC)
         ctx.save_for_backward(inverse_MCC)
         return inverse_MCC
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad_MCC: Tensor) -> Tensor:  # type: ignore[override]
-        (inverse_MCC,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_MCC: Tensor) -> Tensor:
+        inverse_MCC: Tensor = ctx.saved_tensors[0]  # type: ignore[attr-defined]
         transposed_MCC = inverse_MCC.mT
         return -(transposed_MCC @ (grad_MCC @ transposed_MCC)).tril(-1)
 
@@ -58,7 +58,9 @@ def _invert_unit_lower(lower_MCC: Tensor) -> Tensor:
         for j in range(0, size, 2 * width):
             mid, end = j + width, j + 2 * width
             lower_left = torch.bmm(lower_MCC[:, mid:end, j:mid], inverse_MCC[:, j:mid, j:mid])
-            inverse_MCC[:, mid:end, j:mid] = -torch.bmm(inverse_MCC[:, mid:end, mid:end], lower_left)
+            inverse_MCC[:, mid:end, j:mid] = -torch.bmm(
+                inverse_MCC[:, mid:end, mid:end], lower_left
+            )
         width *= 2
     return inverse_MCC
 
@@ -93,7 +95,8 @@ def chunk_delta_rule(
     dtype = torch.promote_types(state_BHKV.dtype, torch.float32)
     pad = -num_tokens % size
 
-    def chunks(x: Tensor) -> Tensor:  # [B, H, T, D] -> [M, N, C, D], zero tokens at the end write nothing
+    def chunks(x: Tensor) -> Tensor:
+        # [B, H, T, D] -> [M, N, C, D]; zero tokens at the end write nothing
         x = F.pad(x.to(dtype), (0, 0, 0, pad)) if pad else x.to(dtype)
         return x.reshape(batch * heads, (num_tokens + pad) // size, size, x.shape[-1])
 
@@ -107,7 +110,9 @@ def chunk_delta_rule(
     state = state_BHKV.to(dtype).flatten(0, 1)
     new_values, reads = [], []
     # unbind, not indexing: the backward of indexing is quadratic in the number of chunks
-    for u_n, w_n, kt_n, q_n in zip(u.unbind(1), w.unbind(1), k.mT.unbind(1), q.unbind(1), strict=True):
+    for u_n, w_n, kt_n, q_n in zip(
+        u.unbind(1), w.unbind(1), k.mT.unbind(1), q.unbind(1), strict=True
+    ):
         value = torch.baddbmm(u_n, w_n, state, alpha=-1)
         new_values.append(value)
         reads.append(torch.bmm(q_n, state))
@@ -125,7 +130,8 @@ def step_delta_rule(
     dtype = torch.promote_types(state_BHKV.dtype, torch.float32)
     state = state_BHKV.to(dtype).flatten(0, 1)
     q, k, v = (x.to(dtype).flatten(0, 1) for x in (q_BHK, k_BHK, v_BHV))
-    value = torch.baddbmm(v.unsqueeze(1), k.unsqueeze(1), state, alpha=-1) * beta_BH.to(dtype).view(-1, 1, 1)
+    beta = beta_BH.to(dtype).reshape(-1, 1, 1)
+    value = torch.baddbmm(v.unsqueeze(1), k.unsqueeze(1), state, alpha=-1) * beta
     state = torch.baddbmm(state, k.unsqueeze(2), value)
     o = torch.bmm(q.unsqueeze(1), state).squeeze(1) * key_dim**-0.5
     return o.view(batch, heads, -1), state.view_as(state_BHKV)
