@@ -57,7 +57,7 @@ class EvaluationConfig:
     """Chooses documents, keys, values and the adaptations' random numbers."""
 
     def __post_init__(self) -> None:
-        known = {"tasks": TASKS, "wordings": WORDINGS, "arms": ARMS}
+        known = {"tasks": tuple(TASKS), "wordings": tuple(WORDINGS), "arms": ARMS}
         for name, names in known.items():
             unknown = [value for value in getattr(self, name) if value not in names]
             if unknown:

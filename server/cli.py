@@ -1,0 +1,63 @@
+"""The `imprint` command: parses, calls one command, and turns errors into one line and a code.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from imprint.adapters.config import ConfigError
+from imprint.models.errors import ModelError
+from imprint.server.client_errors import ClientError
+from imprint.server.commands import adapt, answer, evaluate, serve, train
+from imprint.server.commands.common import CommandError, error_console
+
+_COMMANDS = (serve, answer, adapt, evaluate, train)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="imprint",
+        description="A fast-weight model studies your document, then answers from memory.",
+    )
+    parser.add_argument("--version", action="version", version=f"imprint {version('imprint')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except CommandError as error:
+        return _fail(error, error.exit_code)
+    except (ClientError, ModelError) as error:
+        return _fail(error, 1)
+    except ConfigError as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # whoever read our output is gone; keep the interpreter's last flush from failing again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _fail(message: object, exit_code: int) -> int:
+    error_console().print(f"imprint: {message}", style="red", markup=False, soft_wrap=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

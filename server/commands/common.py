@@ -1,0 +1,108 @@
+"""What the commands share: errors with exit codes, reading files, settings, output. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from imprint.server.config import Option, Settings, options
+
+MAX_SHOWN_ERRORS = 5
+
+
+class CommandError(Exception):
+    """The command could not do its work; the message is for people. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(CommandError):
+    """The command was asked for something impossible: a missing file, a bad value. Exit code 2."""
+
+    exit_code = 2
+
+
+def error_console() -> Console:
+    """Where progress and messages go, so that standard output holds results only."""
+    return Console(stderr=True, highlight=False)
+
+
+def write_json(value: Any) -> None:
+    """One indented JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_document(name: str) -> str:
+    """The text of a file, or of standard input for `-`. Raises `UsageError` that names it."""
+    shown = "standard input" if name == "-" else name
+    try:
+        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read {shown}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{shown} is not UTF-8 text (byte {error.start})") from None
+    if not text.strip():
+        raise UsageError(f"{shown} is empty")
+    return text
+
+
+def add_settings(parser: argparse._ActionsContainer, names: tuple[str, ...] | None = None) -> None:
+    """Add the server's settings (all, or those named) as flags; what is not given stays unset."""
+    for option in options():
+        if names is None or option.name in names:
+            parser.add_argument(
+                option.flag,
+                dest=option.name,
+                metavar="VALUE",
+                default=argparse.SUPPRESS,
+                help=_help(option),
+            )
+
+
+def load_settings(arguments: argparse.Namespace, **fixed: Any) -> Settings:
+    """Settings from flags, then environment, then defaults; `fixed` wins over all of them.
+
+    Raises `UsageError` that names each flag and variable whose value cannot be used.
+    """
+    given = vars(arguments)
+    flags = {option.name: given[option.name] for option in options() if option.name in given}
+    try:
+        return Settings(**{**flags, **fixed})
+    except ValidationError as error:
+        lines = [_problem(problem) for problem in error.errors()[:MAX_SHOWN_ERRORS]]
+        raise UsageError("\n".join(lines)) from None
+
+
+def _problem(problem: Any) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    flag = "--" + name.replace("_", "-")
+    return f"{flag} (IMPRINT_{name.upper()}): {problem['msg']}, got {problem.get('input')!r}"
+
+
+def _help(option: Option) -> str:
+    default = "" if option.default in (None, "") else f" Default: {option.default}."
+    return f"{option.description}{default} [{option.env}]".replace("%", "%%")
+
+
+def read_fields(preset: str | None, overrides: list[str], *, flag: str = "--set") -> dict[str, Any]:
+    """Fields of a `RefineConfig` from a preset's name and FIELD=VALUE texts, values as JSON.
+
+    Raises `UsageError` for a text that is not FIELD=VALUE; the fields themselves are not checked.
+    """
+    fields: dict[str, Any] = {} if preset is None else {"preset": preset}
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag} needs FIELD=VALUE, got {override!r}")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields

@@ -1,0 +1,51 @@
+"""Which server a command talks to: the one at `--url`, or one of its own on a free local port."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from imprint.server.client import ImprintClient
+from imprint.server.commands.common import UsageError, add_settings, load_settings
+from imprint.server.commands.progress import StudyDisplay
+
+_LOCAL_SETTINGS = ("model", "device", "dtype", "threads")
+
+
+def add_connection(parser: argparse.ArgumentParser, *settings: str) -> None:
+    """Add `--url` and the settings (the usual ones, and `settings`) of a server of our own."""
+    group = parser.add_argument_group("server")
+    group.add_argument("--url", help="ask this running server; else one runs for this command only")
+    add_settings(group, (*_LOCAL_SETTINGS, *settings))
+
+
+@contextmanager
+def connect(
+    arguments: argparse.Namespace, display: StudyDisplay, *, keep: bool
+) -> Iterator[ImprintClient]:
+    """A client of a server that is ready. A server of our own stops with the context.
+
+    Without `keep` its data folder is a temporary one. Raises `UsageError` for settings that a
+    running server does not take from here.
+    """
+    if arguments.url is not None:
+        given = [name for name in (*_LOCAL_SETTINGS, "data_dir") if name in arguments]
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} cannot go with --url")
+        with ImprintClient(arguments.url) as client:
+            yield client
+        return
+    from imprint.server.commands.local_server import local_server
+
+    with ExitStack() as stack:
+        fixed: dict[str, object] = {"host": "127.0.0.1", "port": 0, "log_level": "error"}
+        if not keep:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imprint-"))
+            fixed["data_dir"] = Path(folder)
+        settings = load_settings(arguments, **fixed)
+        display.say("loading the model")
+        url = stack.enter_context(local_server(settings))
+        yield stack.enter_context(ImprintClient(url))

@@ -1,0 +1,28 @@
+"""`imprint serve`: run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+
+from imprint.server.commands.common import UsageError, add_settings, load_settings
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command: every setting is a flag."""
+    parser = commands.add_parser(
+        "serve",
+        help="start the server",
+        description="Start the server. Every option can also be set by its variable in brackets.",
+    )
+    add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve; returns the exit code after a shutdown."""
+    settings = load_settings(arguments)
+    if not (settings.model / "config.json").is_file():
+        raise UsageError(f"--model: {settings.model} is not a checkpoint folder (no config.json)")
+    from imprint.server.serve import serve
+
+    return serve(settings)

@@ -1,0 +1,51 @@
+"""`imprint train`: training runs of this repository's own models."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from imprint.server.commands.common import UsageError
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command and its one phase."""
+    parser = commands.add_parser("train", help="train a model")
+    phases = parser.add_subparsers(title="phases", required=True, metavar="PHASE")
+    pretrain = phases.add_parser(
+        "pretrain",
+        help="train a small model from nothing; run it again to go on where it stopped",
+        description="Train a small model from nothing. The same command goes on where it stopped.",
+    )
+    pretrain.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML file")
+    pretrain.add_argument(
+        "--corpus",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of train-*.jsonl.zst files with a field `text` per line",
+    )
+    pretrain.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder of checkpoints"
+    )
+    pretrain.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch")
+    pretrain.set_defaults(run=run_pretrain)
+
+
+def run_pretrain(arguments: argparse.Namespace) -> int:
+    """Train to the end of the last stage, a log line every few seconds on standard error."""
+    if not arguments.config.is_file():
+        raise UsageError(f"--config: {arguments.config} is not a file")
+    if not arguments.corpus.is_dir():
+        raise UsageError(f"--corpus: {arguments.corpus} is not a folder")
+    if arguments.threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {arguments.threads}")
+    from imprint.adapters.training.pretrain import pretrain
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        pretrain(arguments.config, arguments.corpus, arguments.out, threads=arguments.threads)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return 0

@@ -1,0 +1,243 @@
+"""The command line: what it needs to start, its errors and exit codes, and what it says to a
+server.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from imprint.server.cli import build_parser, main
+from imprint.server.config import options
+
+ADAPTATION = {"id": "adp_1", "object": "adaptation", "status": "queued"}
+ANSWERS = {
+    "object": "answers",
+    "answers": [
+        {"question": "Which number?", "answer": " 1234567", "adapted": True},
+        {"question": "Who?", "answer": "", "adapted": False},
+    ],
+}
+
+
+def sse(*records):
+    return "".join(f"data: {json.dumps(r)}\n\n" for r in records) + "data: [DONE]\n\n"
+
+
+class ScriptedServer:
+    """A real HTTP server on a free port; `replies` maps "METHOD path" to (status, body text)."""
+
+    def __init__(self):
+        self.replies = {}
+        self.bodies = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def reply(self):
+                length = int(self.headers.get("Content-Length", 0))
+                outer.bodies.append(json.loads(self.rfile.read(length)) if length else None)
+                status, text = outer.replies[f"{self.command} {self.path}"]
+                payload = text.encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            do_GET = do_POST = reply
+
+            def log_message(self, *arguments):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+
+@pytest.fixture
+def server():
+    scripted = ScriptedServer()
+    thread = threading.Thread(target=scripted.http.serve_forever, args=(0.01,))
+    thread.start()
+    yield scripted
+    scripted.http.shutdown()
+    scripted.http.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "document.txt"
+    path.write_text("The magic number is 1234567.", encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["eval", "ruler", "--help"]]
+)
+def test_help_starts_without_torch(arguments):
+    code = (
+        "import sys; from imprint.server.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as done: code = done.code\n"
+        "sys.exit(3 if 'torch' in sys.modules else code)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: imprint" in done.stdout
+
+
+def test_version_is_the_package_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("imprint 0.")
+
+
+def test_every_setting_is_a_flag_of_serve():
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["serve", "--nonsense"])
+    for option in options():
+        arguments = build_parser().parse_args(["serve", option.flag, "x"])
+        assert getattr(arguments, option.name) == "x"
+    assert not any(option.name in build_parser().parse_args(["serve"]) for option in options())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["serve", "--port", "70000"], 2, "--port (IMPRINT_PORT): Input should be less than"),
+        (["serve", "--port", "x", "--threads", "0"], 2, "--threads (IMPRINT_THREADS)"),
+        (["serve", "--model", "/nowhere"], 2, "/nowhere is not a checkpoint folder"),
+        (["answer", "/nowhere.txt", "-q", "x"], 2, "cannot read /nowhere.txt: No such file"),
+        (["answer", "{document}", "-q", " "], 2, "a question is empty"),
+        (["answer", "{document}", "-q", "x", "--url", "localhost"], 1, "must start with http"),
+        (
+            ["answer", "{document}", "-q", "x", "--url", "http://127.0.0.1:9"],
+            1,
+            "no server answers",
+        ),
+        (
+            ["answer", "{document}", "-q", "x", "--url", "http://a", "--model", "m"],
+            2,
+            "--model cannot go with --url",
+        ),
+        (["adapt", "{document}", "--set", "steps=x"], 2, "steps must be an integer, got 'x'"),
+        (["adapt", "{document}", "--set", "steps"], 2, "--set needs FIELD=VALUE, got 'steps'"),
+        (["adapt", "{document}", "--preset", "big"], 2, "preset must be one of"),
+        (
+            ["eval", "ruler", "--model", "/nowhere", "--haystack", "{document}"],
+            1,
+            "is not a folder",
+        ),
+        (
+            ["eval", "ruler", "--haystack", "/nowhere.txt"],
+            2,
+            "--haystack: cannot read /nowhere.txt",
+        ),
+        (["eval", "ruler", "--tasks", "x", "--haystack", "{document}"], 2, "tasks: unknown 'x'"),
+        (
+            ["train", "pretrain", "--config", "/no", "--corpus", ".", "--out", "."],
+            2,
+            "--config: /no",
+        ),
+    ],
+)
+def test_user_errors_are_one_message_and_a_code(arguments, code, message, document, capsys):
+    arguments = [argument.replace("{document}", document) for argument in arguments]
+    assert main(arguments) == code
+    streams = capsys.readouterr()
+    assert message in streams.err
+    assert "Traceback" not in streams.err
+    assert streams.out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b" \n", "is empty"), (b"ab\xff", "is not UTF-8 text (byte 2)")]
+)
+def test_documents_must_hold_text(tmp_path, capsys, content, message):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    assert main(["answer", str(path), "-q", "x"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_answers_come_from_a_running_server(server, document, capsys):
+    progress = {"object": "answer.progress", "phase": "read", "step": 1, "steps": 4}
+    delta = {"object": "answer.delta", "index": 0, "text": " 123"}
+    server.replies["POST /v1/answers"] = (200, sse(progress, delta, ANSWERS))
+    arguments = ["answer", document, "-q", "Which number?", "-q", "Who?", "--url", server.url]
+    assert main([*arguments, "--no-focus", "--seed", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out == "Which number?\n  1234567  [adapted]\nWho?\n    [not adapted]\n"
+    assert server.bodies[0] == {
+        "document": "The magic number is 1234567.",
+        "questions": ["Which number?", "Who?"],
+        "focus": False,
+        "seed": 3,
+        "stream": True,
+    }
+
+
+def test_answers_as_json_are_the_servers_reply(server, document, capsys):
+    server.replies["POST /v1/answers"] = (200, sse(ANSWERS))
+    assert main(["answer", document, "-q", "Who?", "--json", "--url", server.url]) == 0
+    assert json.loads(capsys.readouterr().out) == ANSWERS
+
+
+def test_a_refusal_is_told_in_the_servers_words(server, document, capsys):
+    error = {"error": {"message": "the document is too long", "code": "document_too_large"}}
+    server.replies["POST /v1/answers"] = (413, json.dumps(error))
+    assert main(["answer", document, "-q", "Who?", "--url", server.url]) == 1
+    assert capsys.readouterr().err == "imprint: the document is too long\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("succeeded", 0), ("rejected", 0), ("failed", 1), ("cancelled", 1)]
+)
+def test_adapt_waits_for_the_end_and_tells_it(server, document, capsys, status, code):
+    job = {**ADAPTATION, "status": status, "result": {"probe_before": 2.5}, "error": None}
+    server.replies["POST /v1/adaptations"] = (202, json.dumps(ADAPTATION))
+    server.replies["GET /v1/adaptations/adp_1/events"] = (200, sse({"kind": "step", "data": {}}))
+    server.replies["GET /v1/adaptations/adp_1"] = (200, json.dumps(job))
+    arguments = ["adapt", document, "--preset", "fast", "--set", "steps=2", "--url", server.url]
+    assert main(arguments) == code
+    assert capsys.readouterr().out == f"adp_1 {status}\n  probe_before: 2.5\n"
+    assert server.bodies[0]["method"] == {"type": "refine", "preset": "fast", "steps": 2}
+
+
+def test_eval_prints_one_json_report(tiny_checkpoint, tmp_path, capsys):
+    predictions = tmp_path / "predictions.jsonl"
+    code = main(
+        f"eval ruler --model {tiny_checkpoint} --tasks niah_single --lengths 700 "
+        "--num-documents 2 --arms base,focus --max-tokens 4 --focus-set steps=1 --json "
+        f"--predictions {predictions}".split()
+    )
+    assert code == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["config"]["num_documents"] == 2
+    assert report["focus"]["steps"] == 1
+    assert list(report["cells"][0]["arms"]) == ["base", "focus"]
+    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    assert [line["arm"] for line in lines] == ["base", "base", "focus", "focus"]
+    assert [line["document"] for line in lines] == [0, 1, 0, 1]
+
+
+def test_eval_prints_a_table(tiny_checkpoint, capsys):
+    code = main(
+        f"eval ruler --model {tiny_checkpoint} --tasks niah_single --lengths 900 "
+        "--num-documents 1 --arms base --max-tokens 2 --wordings heldout".split()
+    )
+    assert code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("vault", "passenger", "distance"))
+    assert "ruler" not in out
+
+
+def test_a_length_too_short_for_its_task_is_a_usage_error(tiny_checkpoint, capsys):
+    arguments = ["eval", "ruler", "--model", str(tiny_checkpoint), "--lengths", "100"]
+    assert main(arguments) == 2
+    assert "tokens too long" in capsys.readouterr().err
