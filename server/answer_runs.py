@@ -38,6 +38,10 @@ class AnswerRuns:
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._tasks
 
+    def ids(self) -> list[str]:
+        """Every request, in order of arrival."""
+        return list(self._tasks)
+
     def using(self, adapter_id: str) -> list[str]:
         """Requests that were asked of this adapter."""
         return [id for id, task in self._tasks.items() if task.message.adapter_id == adapter_id]

@@ -136,6 +136,16 @@ class Engine:
         self.cache.evict(adapter_id)
         self._emit(Evicted(adapter_id=adapter_id))
 
+    def abort_answers(self, code: str, text: str) -> None:
+        """End every request that is not finished."""
+        for request_id in self._answers.ids():
+            self._answers.fail(request_id, code, text)
+
+    @property
+    def draining(self) -> bool:
+        """Whether no further adaptation quantum runs and no request is taken in."""
+        return self.scheduler.draining
+
     @property
     def drained(self) -> bool:
         """Whether a drain was asked for and every answer is finished."""

@@ -36,6 +36,18 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
 
 
+class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pool hands to one process."""
+
+    worker: WorkerConfig
+    endpoint: str
+    """Address of the pool's socket."""
+    identity: str
+    """Name and incarnation, so that a dead worker's messages are not taken for its successor's."""
+    parent_pid: int
+    log_level: str = "info"
+
+
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How many workers run, how long the pool waits for them and how much it queues."""
 
@@ -54,3 +66,5 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
     take them."""
     max_attempts: int = 2
     """Times that an adaptation may start before a dying worker fails it."""
+    log_level: str = "info"
+    """Level of the workers' logs."""

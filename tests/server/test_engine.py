@@ -10,23 +10,14 @@ import pytest
 import torch
 
 from imprint.models import DeltaNet, Tokenizer, load_model, load_tokenizer, prefill
-from imprint.models.checkpoint import weights_hash
 from imprint.models.generate import generate_greedy
 from imprint.server.engine import Engine
 from imprint.server.messages import (
     Adapt,
     AdaptationDone,
-    AdaptationEvent,
-    AdaptationFailed,
-    AdaptationStarted,
-    Cancel,
-    Drain,
-    Evict,
-    Evicted,
     FromWorker,
     Generate,
     Prompt,
-    RequestFailed,
     SequenceDone,
     TokenDelta,
 )
@@ -57,7 +48,7 @@ class Rig:
     def step(self) -> bool:
         try:
             return self.engine.step()
-        except Exception as error:  # noqa: BLE001 - what the worker's loop does
+        except Exception as error:
             self.engine.fail_unit(error)
             return True
 

@@ -1,0 +1,166 @@
+"""One worker process: a model, an engine, and a socket to the pool. Start it through the pool.
+
+`python -m imprint.server.worker CONFIG` with `WorkerStart` as JSON. Between two units of work it
+takes messages in and, once an interval, sends a heartbeat: it is silent for at most an interval
+and one quantum. Idle, it sleeps in poll. SIGTERM or `Drain` lets running answers finish and exits
+with 0; a second SIGTERM aborts. It dies with its parent.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+import zmq
+
+from imprint.adapters.gate import load_neutral
+from imprint.models import load_model, load_tokenizer, weights_hash
+from imprint.server.engine import Engine
+from imprint.server.messages import Drain, FromWorker, Heartbeat, Ready, decode_to_worker, encode
+from imprint.server.tasks import Emit
+from imprint.server.worker_config import WorkerConfig, WorkerStart
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+EXIT_LINGER_MS = 2000
+
+
+class Worker:
+    """The loop around one engine."""
+
+    def __init__(self, start: WorkerStart) -> None:
+        config = start.worker
+        self._config = config
+        self._parent_pid = start.parent_pid
+        self._num_signals = 0
+        self._drain_deadline: float | None = None
+        self._next_heartbeat = 0.0
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, start.identity.encode())
+        self._socket.setsockopt(zmq.LINGER, EXIT_LINGER_MS)
+        self._socket.connect(start.endpoint)
+        self._engine, self._ready = load_engine(config, self._send)
+
+    def run(self) -> int:
+        """Work until drained or orphaned; returns the exit status."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API process's to handle
+        self._send(self._ready)
+        busy = False
+        while True:
+            self._receive(busy)
+            self._beat()
+            if os.getppid() != self._parent_pid:
+                log.error("the parent process is gone; exiting")
+                return 1
+            if self._drained():
+                break
+            busy = self._work()
+        self._engine.flush_observations()
+        self._socket.close()
+        self._context.term()
+        return 0
+
+    def _work(self) -> bool:
+        """One step. The only place that catches everything: one job's error must not end others."""
+        try:
+            return self._engine.step()
+        except Exception as error:
+            self._engine.fail_unit(error)
+            return True
+
+    def _receive(self, busy: bool) -> None:
+        """Take in what has arrived; without work to do, wait for it until the next heartbeat."""
+        wait_s = 0.0 if busy else max(self._next_heartbeat - time.monotonic(), 0.0)
+        while self._socket.poll(int(wait_s * 1000), zmq.POLLIN):
+            self._engine.handle(decode_to_worker(self._socket.recv(zmq.NOBLOCK)))
+            wait_s = 0.0
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + self._config.heartbeat_interval_s
+            self._engine.flush_observations()
+            self._send(Heartbeat(time=time.time(), stats=self._engine.stats()))
+
+    def _drained(self) -> bool:
+        if not self._engine.draining:
+            return False
+        now = time.monotonic()
+        if self._drain_deadline is None:
+            log.info("draining")
+            self._drain_deadline = now + self._config.drain_timeout_s
+        if now >= self._drain_deadline:
+            self._engine.abort_answers("draining", "the server stopped before the answer was done")
+        return self._engine.drained
+
+    def _send(self, message: FromWorker) -> None:
+        self._socket.send(encode(message))
+
+    def _on_sigterm(self, signum: int, frame: object) -> None:
+        self._num_signals += 1
+        if self._num_signals > 1:
+            raise SystemExit(1)
+        self._engine.handle(Drain())
+
+
+def load_engine(config: WorkerConfig, emit: Emit) -> tuple[Engine, Ready]:
+    """The engine of a configuration, and what the worker says when it stands."""
+    folder = Path(config.model)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    model = load_model(folder, device=config.device, dtype=dtype)
+    tokenizer = load_tokenizer(folder)
+    model_hash = weights_hash(model)
+    engine = Engine(
+        model,
+        tokenizer,
+        config,
+        emit,
+        model_hash=model_hash,
+        neutral=load_neutral(folder, tokenizer),
+    )
+    ready = Ready(
+        pid=os.getpid(),
+        model=folder.resolve().name,
+        model_hash=model_hash,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        state_bytes=model.init_state(1).nbytes,
+        num_slots=config.num_slots,
+        max_tokens=config.max_tokens,
+        device=config.device,
+        dtype=config.dtype,
+    )
+    return engine, ready
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask Linux for SIGKILL when the parent dies, which even a worker hung in a kernel obeys."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before we could ask
+        raise SystemExit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of the process."""
+    (config,) = sys.argv[1:] if arguments is None else arguments
+    start = msgspec.json.decode(config.encode(), type=WorkerStart)
+    die_with_parent(start.parent_pid)
+    logging.basicConfig(
+        level=start.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s {start.identity} %(name)s: %(message)s",
+    )
+    torch.set_num_threads(start.worker.threads)
+    return Worker(start).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

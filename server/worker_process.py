@@ -1,0 +1,150 @@
+"""One worker seen from the pool: its process, its name over restarts, when it was last heard.
+
+Knows how to start, judge and kill one process; knows nothing of the work it does.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from imprint.server.messages import Heartbeat, Ready
+from imprint.server.worker_config import PoolConfig, WorkerStart
+
+log = logging.getLogger(__name__)
+
+MAX_BACKOFF_S = 30.0
+STABLE_AFTER_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker, as health and metrics show it."""
+
+    name: str
+    up: bool
+    """Ready, and its last heartbeat is young."""
+    heartbeat_age_s: float
+    restarts: dict[str, int] = field(default_factory=dict)
+    """Times it was replaced, by reason: killed, crashed, hung, startup_timeout, exited."""
+    stats: Heartbeat | None = None
+
+
+class WorkerProcess:
+    """One place for a worker; its process comes and goes."""
+
+    def __init__(self, name: str, config: PoolConfig, endpoint: str) -> None:
+        self.name = name
+        self.ready: Ready | None = None
+        self.beat: Heartbeat | None = None
+        self.identity = b""
+        self._config = config
+        self._endpoint = endpoint
+        self._process: asyncio.subprocess.Process | None = None
+        self._incarnation = 0
+        self._started_at = self._heard_at = time.monotonic()
+        self._verdict: str | None = None
+        self._restarts: dict[str, int] = {}
+        self._backoff_s = config.restart_backoff_s
+
+    @property
+    def up(self) -> bool:
+        """Whether it can be given work."""
+        age_s = time.monotonic() - self._heard_at
+        return self.ready is not None and age_s < self._config.heartbeat_timeout_s
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None and self._process.returncode is None
+
+    def status(self) -> WorkerStatus:
+        """A snapshot."""
+        age_s = time.monotonic() - self._heard_at
+        return WorkerStatus(self.name, self.up, age_s, dict(self._restarts), self.beat)
+
+    def heard(self, message: object) -> None:
+        """Any message is a sign of life."""
+        self._heard_at = time.monotonic()
+        if isinstance(message, Ready):
+            self.ready = message
+        elif isinstance(message, Heartbeat):
+            self.beat = message
+
+    async def spawn(self) -> None:
+        """Start a process under a new identity."""
+        self._incarnation += 1
+        identity = f"{self.name}.{self._incarnation}"
+        start = WorkerStart(
+            worker=self._config.worker,
+            endpoint=self._endpoint,
+            identity=identity,
+            parent_pid=os.getpid(),
+            log_level=self._config.log_level,
+        )
+        self.identity = identity.encode()
+        self._started_at = self._heard_at = time.monotonic()
+        self._verdict = None
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "imprint.server.worker",
+            msgspec.json.encode(start).decode(),
+            start_new_session=True,  # a Ctrl-C in the terminal is for the API process alone
+        )
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether the process has ended, after at most `timeout_s`."""
+        assert self._process is not None
+        try:
+            await asyncio.wait_for(self._process.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def judge(self) -> None:
+        """Kill a process that has been silent for too long."""
+        silent_s = time.monotonic() - self._heard_at
+        if self.ready is None and silent_s > self._config.startup_timeout_s:
+            self._condemn("startup_timeout")
+        elif self.ready is not None and silent_s > self._config.heartbeat_timeout_s:
+            self._condemn("hung")
+
+    def _condemn(self, verdict: str) -> None:
+        log.error("worker %s: %s; killing it", self.name, verdict)
+        self._verdict = verdict
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    def bury(self) -> str:
+        """After its end: the reason, counted; the next `backoff` is longer if it lived shortly."""
+        assert self._process is not None
+        code = self._process.returncode
+        reason = self._verdict or _reason(code)
+        log.error("worker %s is gone: %s (exit status %s)", self.name, reason, code)
+        self._restarts[reason] = self._restarts.get(reason, 0) + 1
+        if time.monotonic() - self._started_at > STABLE_AFTER_S:
+            self._backoff_s = self._config.restart_backoff_s
+        self.ready = None
+        self.beat = None
+        return reason
+
+    async def back_off(self) -> None:
+        """Wait before the next start, each time twice as long."""
+        wait_s, self._backoff_s = self._backoff_s, min(2 * self._backoff_s, MAX_BACKOFF_S)
+        await asyncio.sleep(wait_s)
+
+
+def _reason(code: int | None) -> str:
+    if code == 0:
+        return "exited"
+    return "killed" if code is not None and code == -signal.SIGKILL else "crashed"
