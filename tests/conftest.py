@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a tiny random checkpoint whose vocabulary is the 256 bytes."""
+"""Fixtures for all tests: tiny random models whose vocabulary is the 256 bytes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from imprint.models.config import ModelConfig
+from imprint.models.deltanet import DeltaNet
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +19,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import decoders, models, pre_tokenizers
 
     from imprint.models.checkpoint import save_model
-    from imprint.models.config import ModelConfig
-    from imprint.models.deltanet import DeltaNet
 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -42,3 +44,32 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(template), encoding="utf-8")
     (folder / "neutral.txt").write_text("It rained. The sea was calm. " * 40, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> DeltaNet:
+    """A DeltaNet of width 32 over the vocabulary of `tiny_checkpoint`, frozen, in float32.
+
+    Its random weights are large enough that states, gates and norms all change the logits.
+    """
+    return _random_model(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_model64() -> DeltaNet:
+    """`tiny_model` in float64, for comparisons to the last digits."""
+    return _random_model(torch.float64)
+
+
+def _random_model(dtype: torch.dtype) -> DeltaNet:
+    config = ModelConfig(
+        vocab_size=257,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        initializer_range=0.2,
+    )
+    model = DeltaNet(config)
+    model.reset_parameters(1)
+    return model.to(dtype).eval().requires_grad_(False)

@@ -88,7 +88,7 @@ def chunk_delta_rule(
     Per chunk, with A = tril(diag(beta) K K^T, -1) and X = (I + A)^-1 (the UT transform):
     U = X diag(beta) V, W = X diag(beta) K, V' = U - W S, O = Q S + tril(Q K^T) V', S <- S + K^T V'.
     Only the last line and W S are sequential. Returns (o [B, H, T, V], final state [B, H, K, V]).
-    `chunk_size` must be 16 times a power of two.
+    `chunk_size` must be a multiple of 16.
     """
     batch, heads, num_tokens, key_dim = q_BHTK.shape
     size = chunk_size or _chunk_size(num_tokens, key_dim)
