@@ -18,11 +18,15 @@ from imprint.adapters.config import RefineConfig
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.focus import Focus
 from imprint.adapters.refine import DocumentReader, Refiner
+from imprint.adapters.selection import relevance
 from imprint.models.deltanet import DeltaNet
 from imprint.models.generate import decode, prefill
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 from imprint.models.tokenizer import Tokenizer
+
+PASSAGE_TOKENS = 48
+"""Length of a retrieved passage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,16 @@ def answer_base(
 ) -> list[Answer]:
     """Base weights, from the cached state at each document's end; a whole batch at once."""
     return [Answer(text=t) for t in answerer.answer(queries, answerer.read(documents))]
+
+
+def passage(document: list[int], query: list[int]) -> list[int]:
+    """The `PASSAGE_TOKENS` tokens of the document around the place that matches the query best.
+
+    Scored as focus scores positions, so that retrieval and focus look for the same thing.
+    """
+    score_T = relevance(document, query, window=PASSAGE_TOKENS // 2)
+    start = max(int(score_T.argmax()) - PASSAGE_TOKENS // 2, 0)
+    return document[start : start + PASSAGE_TOKENS]
 
 
 def answer_adapted(

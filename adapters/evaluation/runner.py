@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.evaluation.answering import (
@@ -17,6 +17,7 @@ from imprint.adapters.evaluation.answering import (
     answer_adapted,
     answer_base,
     answer_focus,
+    passage,
 )
 from imprint.adapters.evaluation.haystack import Haystack
 from imprint.adapters.evaluation.ruler import TASKS, NeedleSample, build_sample
@@ -25,8 +26,11 @@ from imprint.adapters.evaluation.wordings import WORDINGS
 from imprint.models.deltanet import DeltaNet
 from imprint.models.tokenizer import Tokenizer
 
-Arm = Literal["base", "adapted", "focus"]
-ARMS: tuple[Arm, ...] = get_args(Arm)
+ARMS = ("base", "reread", "retrieval", "adapted", "focus")
+"""Ways to answer, all but `base` compared with it. Without adaptation: `base` from the state after
+one reading, `reread` after two, `retrieval` from the best passage alone. `adapted` has studied the
+document without the question, `focus` with it."""
+_BATCHED_ARMS = ARMS[:3]
 Progress = Callable[[str, int, int], None]
 """Called as (what runs, documents done, documents in all)."""
 _BATCH_TOKENS = 32_768
@@ -42,15 +46,15 @@ class EvaluationConfig:
     """Tokens of document, question and answer together, as RULER counts."""
     wordings: tuple[str, ...] = ("ruler",)
     """Names in `WORDINGS`."""
-    arms: tuple[str, ...] = ARMS
-    """Ways to answer; `base` is what the others are compared with."""
+    arms: tuple[str, ...] = ("base", "adapted", "focus")
+    """Names in `ARMS`."""
     num_documents: int = 200
     """Documents per cell."""
     prompt: Literal["ruler", "question"] = "ruler"
     """`ruler`: the wording's question and start of the answer. `question`: the question alone, in
     the checkpoint's question template, as the server asks it."""
     batch_size: int = 16
-    """Documents read at once by the base arm."""
+    """Documents read at once by the arms that do not adapt."""
     max_new_tokens: int = 48
     """Tokens an answer may have. RULER allows 128; fewer can only lower a score."""
     seed: int = 0
@@ -168,7 +172,8 @@ class Evaluation:
 
     def _run_arm(self, arm: str, items: list[_Item], label: str) -> Iterator[ScoredAnswer]:
         longest = max(len(item.document) for item in items)
-        size = min(self.config.batch_size, max(1, _BATCH_TOKENS // longest)) if arm == "base" else 1
+        size = min(self.config.batch_size, max(1, _BATCH_TOKENS // longest))
+        size = size if arm in _BATCHED_ARMS else 1
         for start in range(0, len(items), size):
             self._on_progress(label, start, len(items))
             batch = items[start : start + size]
@@ -180,8 +185,8 @@ class Evaluation:
         self._on_progress(label, len(items), len(items))
 
     def _answer(self, arm: str, batch: list[_Item], index: int) -> list[Answer]:
-        if arm == "base":
-            documents = [item.document for item in batch]
+        if arm in _BATCHED_ARMS:
+            documents = [_text_for(arm, item) for item in batch]
             return answer_base(self.answerer, documents, [item.query for item in batch])
         item, seed = batch[0], self.config.seed + index
         if arm == "focus":
@@ -196,6 +201,13 @@ class Evaluation:
                 neutral=self.neutral,
             )
         return [answer]
+
+
+def _text_for(arm: str, item: _Item) -> list[int]:
+    """What an arm without adaptation reads before the question."""
+    if arm == "reread":
+        return item.document * 2
+    return passage(item.document, item.query) if arm == "retrieval" else item.document
 
 
 def _score(index: int, item: _Item, answer: Answer, seconds: float) -> ScoredAnswer:

@@ -86,7 +86,10 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         type=names,
         default=("base", "adapted", "focus"),
         metavar="LIST",
-        help="base: cached state. adapted: studied without the question. focus: with it",
+        help=(
+            "base: cached state; reread: read twice; retrieval: best passage only; adapted: "
+            "studied without the question; focus: with it. Default: base,adapted,focus"
+        ),
     )
     for prefix, arm, default in (("", "adapted", "default"), ("focus-", "focus", "focus")):
         add(f"--{prefix}preset", default=default, help=f"preset of arm {arm}; default: {default}")
@@ -99,7 +102,13 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
             help="override one field of that preset; may be given several times",
         )
     add("--seed", type=int, default=0, metavar="N", help="chooses documents and random numbers")
-    add("--batch-size", type=int, default=16, metavar="N", help="documents at once in arm base")
+    add(
+        "--batch-size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="documents at once where nothing is adapted",
+    )
     add("--max-tokens", type=int, default=48, metavar="N", help="longest answer, in tokens")
     add("--threads", type=int, default=1, metavar="N", help="threads of torch")
     add("--json", action="store_true", help="print the report as JSON")

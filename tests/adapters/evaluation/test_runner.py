@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from imprint.adapters.config import RefineConfig
-from imprint.adapters.evaluation.answering import GreedyAnswerer, answer_base
+from imprint.adapters.evaluation.answering import GreedyAnswerer, answer_base, passage
 from imprint.adapters.evaluation.haystack import Haystack
 from imprint.adapters.evaluation.report import render, summarize
 from imprint.adapters.evaluation.runner import Cell, Evaluation, EvaluationConfig, ScoredAnswer
@@ -77,6 +77,17 @@ def test_the_batch_size_changes_no_answer(evaluate):
     (alone,), (together,) = evaluate(replace(base, batch_size=1)), evaluate(base)
     texts = [[a.prediction for a in cell.arms["base"]] for cell in (alone, together)]
     assert texts[0] == texts[1]
+
+
+def test_retrieval_finds_the_needle_and_rereading_reads_twice(tiny_checkpoint, evaluate):
+    encode = load_tokenizer(tiny_checkpoint).encode
+    needle = "The magic number for amber-otter is 7654321."
+    document, query = encode(f"{PROSE} {needle} {PROSE}"), encode("What is it for amber-otter?")
+    found = load_tokenizer(tiny_checkpoint).decode(passage(document, query))
+    assert "amber-otter" in found
+    assert len(passage(document, query)) == 48
+    (cell,) = evaluate(replace(SMALL, arms=("base", "reread", "retrieval"), num_documents=2))
+    assert [len(answers) for answers in cell.arms.values()] == [2, 2, 2]
 
 
 def test_progress_ends_at_the_number_of_documents(evaluate):
