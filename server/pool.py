@@ -296,10 +296,7 @@ class Pool:
 
     def _route(self, worker: WorkerProcess, message: WorkMessage) -> None:
         """To the stream of the work it is about, unless that is now another worker's."""
-        if isinstance(message, RequestMessage):
-            id = message.request_id
-        else:
-            id = message.adaptation_id
+        id = message.request_id if isinstance(message, RequestMessage) else message.adaptation_id
         work = self._works.get(id)
         if work is None or work.worker is not worker:
             return

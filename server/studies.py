@@ -48,7 +48,7 @@ def focus_config(generate: Generate, segment_tokens: int) -> RefineConfig | None
         return None
     if generate.adapter_id is None:
         raise MethodError("focus needs an adapter: the base model has no document to study")
-    return _config({"preset": "fast", **generate.focus}, segment_tokens)
+    return _config({"preset": "focus", **generate.focus}, segment_tokens)
 
 
 def _config(fields: Mapping[str, Any], segment_tokens: int) -> RefineConfig:

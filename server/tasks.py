@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import RefineConfig
+from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.adapters.errors import AdaptationError, CorruptAdapterError
 from imprint.adapters.focus import Focus, FocusResult
 from imprint.adapters.quantum import Quantum
@@ -105,6 +105,8 @@ def failure(error: Exception) -> tuple[str, str]:
     """The code and the message under which an error ends a job. No internals in the message."""
     if isinstance(error, AdaptationError):
         return error.code, str(error)
+    if isinstance(error, ConfigError):
+        return "invalid_method", str(error)
     if isinstance(error, CorruptAdapterError):
         return "adapter_corrupt", "the stored adapter is damaged or of another model; adapt again"
     if is_out_of_memory(error):
