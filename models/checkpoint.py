@@ -76,13 +76,8 @@ def weights_hash(model: DeltaNet) -> str:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
     tensors: dict[str, Tensor] = {}
-    for name in names:
+    for name in _file_names(folder):
         file = folder / name
         if not file.is_file():
             raise CheckpointError(
@@ -93,6 +88,18 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from None
     return tensors
+
+
+def _file_names(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{index} is not a JSON object whose weight_map names each tensor's file"
+        ) from None
 
 
 def _check(model: DeltaNet, tensors: dict[str, Tensor], folder: Path) -> None:

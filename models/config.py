@@ -12,6 +12,14 @@ from imprint.models.errors import CheckpointError
 BUNDLED = Path(__file__).resolve().parent / "pretrained" / "imprint-tiny"
 """Folder of the checkpoint that ships with the package."""
 
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "an integer"),
+    "int | None": ((int, type(None)), "an integer or null"),
+    "float": ((float, int), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a string"),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -27,8 +35,8 @@ class ModelConfig:
     """Width of all keys together, as a multiple of `hidden_size`."""
     expand_v: float = 1.0
     """Width of all values together, as a multiple of `hidden_size`."""
-    hidden_ratio: int = 4
-    """Sets the MLP width where `intermediate_size` is null."""
+    hidden_ratio: int | None = 4
+    """Sets the MLP width where `intermediate_size` is null; null means 4."""
     intermediate_size: int | None = None
     """MLP width; null means 256 * ceil(hidden_size * hidden_ratio * 2/3 / 256), as in fla."""
     use_gate: bool = False
@@ -49,6 +57,11 @@ class ModelConfig:
     eos_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            kinds, words = _KINDS[str(field.type)]
+            value = getattr(self, field.name)
+            if type(value) not in kinds:  # isinstance would take true for a number
+                raise CheckpointError(f"config: {field.name} must be {words}, got {value!r}")
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "conv_size"):
             if getattr(self, name) < 1:
                 raise CheckpointError(
@@ -86,7 +99,7 @@ class ModelConfig:
     def mlp_dim(self) -> int:
         if self.intermediate_size is not None:
             return self.intermediate_size
-        return 256 * -(-int(self.hidden_size * self.hidden_ratio * 2 / 3) // 256)
+        return 256 * -(-int(self.hidden_size * (self.hidden_ratio or 4) * 2 / 3) // 256)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
@@ -108,8 +121,10 @@ class ModelConfig:
             raise CheckpointError(
                 f"{folder} holds no config.json; give the folder of a checkpoint"
             ) from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{path} must hold a JSON object")
         return cls.from_dict(raw)
 
     def save(self, folder: Path) -> None:
