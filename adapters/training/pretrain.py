@@ -61,6 +61,22 @@ class Optimizers:
             part.load_state_dict(state)
 
 
+@torch.no_grad()
+def prime_induction(model: DeltaNet) -> None:
+    """Start the first head of every layer as an associative memory of "what came after this token".
+
+    Its queries and keys share their projection; the query's convolution looks at the current token,
+    the key's at the one before. Without it, recall appeared only after millions of tokens, if at all.
+    """
+    for layer in model.model.layers:
+        mixer = layer.attn
+        width = model.config.head_k_dim
+        mixer.q_proj.weight[:width] = mixer.k_proj.weight[:width]
+        for conv, tap in ((mixer.q_conv1d, -1), (mixer.k_conv1d, -2), (mixer.v_conv1d, -1)):
+            conv.weight[: conv.weight.shape[0] // model.config.num_heads] = 0.0
+            conv.weight[: conv.weight.shape[0] // model.config.num_heads, 0, tap] = 1.0
+
+
 def draw_batch(config: PretrainConfig, tasks: Tasks, step: int, num_tokens: int) -> Batch:
     """Tokens [B, T], loss weights [B, T] and the kind of each row; the step decides everything."""
     rng = random.Random(f"{config.seed}:{step}")
@@ -119,6 +135,7 @@ class Pretraining:
         else:
             model = DeltaNet(self.config.model)
             model.reset_parameters(self.config.seed)
+            prime_induction(model)
         self.optimizers = Optimizers(model, self.config)
         if progress.exists():
             states = torch.load(self.out / "optimizer.pt", weights_only=True)
