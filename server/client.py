@@ -138,6 +138,10 @@ class ImprintClient:
         except httpx.TransportError:
             return False
 
+    def health(self) -> dict[str, Any]:
+        """The server's own account of its state, workers included."""
+        return self._json("GET", "/health")
+
     def adapt(
         self,
         document: str,

@@ -41,7 +41,7 @@ def connect(
     from imprint.server.commands.local_server import local_server
 
     with ExitStack() as stack:
-        fixed: dict[str, object] = {"host": "127.0.0.1", "port": 0, "log_level": "error"}
+        fixed: dict[str, object] = {"log_level": "error", "drain_timeout_s": 1.0}
         if not keep:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imprint-"))
             fixed["data_dir"] = Path(folder)

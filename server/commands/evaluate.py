@@ -25,7 +25,7 @@ from imprint.server.config import BUNDLED_MODEL
 if TYPE_CHECKING:
     from imprint.adapters.evaluation.runner import Cell, Evaluation
 
-_NEUTRAL = "neutral.txt"
+_HELD_OUT = BUNDLED_MODEL / "heldout.txt"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,7 +53,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--haystack",
         type=Path,
         metavar="FILE",
-        help=f"prose: .txt, or .jsonl[.zst] with a field `text`; default: {_NEUTRAL} of the model",
+        help="prose: .txt, or .jsonl[.zst] with a field `text`; default: text that no bundled model was trained on",
     )
     add(
         "--tasks",
@@ -188,7 +188,7 @@ def _prepare(arguments: argparse.Namespace, progress: Progress) -> Evaluation:
             tasks[what] = progress.add_task(what, total=total)
         progress.update(tasks[what], completed=done)
 
-    path = arguments.haystack or arguments.model / _NEUTRAL
+    path = arguments.haystack or _HELD_OUT
     try:
         config = EvaluationConfig(
             tasks=arguments.tasks,

@@ -5,6 +5,7 @@ server.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -207,6 +208,31 @@ def test_adapt_waits_for_the_end_and_tells_it(server, document, capsys, status, 
     assert main(arguments) == code
     assert capsys.readouterr().out == f"adp_1 {status}\n  probe_before: 2.5\n"
     assert server.bodies[0]["method"] == {"type": "refine", "preset": "fast", "steps": 2}
+
+
+def test_without_a_server_one_runs_for_the_command(tiny_checkpoint, document, tmp_path, capsys):
+    model = ["--model", str(tiny_checkpoint)]
+    assert main(["answer", document, "-q", "Which?", "--max-tokens", "4", "--json", *model]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert [answer["question"] for answer in reply["answers"]] == ["Which?"]
+    assert reply["answers"][0]["usage"]["completion_tokens"] <= 4
+
+    data = tmp_path / "data"
+    fast = ["--preset", "fast", "--set", "steps=1", "--data-dir", str(data)]
+    assert main(["adapt", document, "--json", *fast, *model]) == 0
+    job = json.loads(capsys.readouterr().out)
+    assert job["status"] in ("succeeded", "rejected")
+    assert [path.stem for path in (data / "adapters").glob("adp_*")] == [job["id"]]
+
+
+def test_a_model_that_cannot_be_loaded_is_told(tiny_checkpoint, tmp_path, document, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    (broken / "model.safetensors").write_bytes(b"torn")
+    assert main(["answer", document, "-q", "x", "--model", str(broken)]) == 1
+    assert "the worker dies while it starts" in capsys.readouterr().err
+    assert main(["answer", document, "-q", "x", "--model", str(tmp_path)]) == 1
+    assert "holds no config.json" in capsys.readouterr().err
 
 
 def test_eval_prints_one_json_report(tiny_checkpoint, tmp_path, capsys):
