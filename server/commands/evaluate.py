@@ -53,7 +53,8 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--haystack",
         type=Path,
         metavar="FILE",
-        help="prose: .txt, or .jsonl[.zst] with a field `text`; default: text that no bundled model was trained on",
+        help="prose: .txt, or .jsonl[.zst] with a field `text`; default: heldout.txt, "
+        "which the bundled model was not trained on",
     )
     add(
         "--tasks",
