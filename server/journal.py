@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from imprint.server.records import (
+    ACTIVE,
     SCHEMA,
     SCHEMA_VERSION,
+    TERMINAL,
     AdaptationRow,
     EventRow,
     NewAdaptation,
@@ -39,20 +41,24 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Opens or makes the file; raises JournalError when it is no journal of this version."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold documents
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.row_factory = sqlite3.Row
         try:
+            # Locked for this process alone: two servers on one journal would run each job twice.
             # Deleted text is overwritten, not only unlinked.
             for pragma in (
-                *("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"),
-                *("secure_delete=ON", "busy_timeout=5000"),
+                *("busy_timeout=2000", "locking_mode=EXCLUSIVE", "journal_mode=WAL"),
+                *("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"),
             ):
                 self._db.execute(f"PRAGMA {pragma}")
             self._migrate()
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise JournalError(f"{path} cannot be used as a journal: {error}") from error
+            reason = str(error)
+            if "locked" in reason:
+                reason = "another server is using it; give this one another data_dir"
+            raise JournalError(f"{path} cannot be used as a journal: {reason}") from error
         except JournalError as error:
             self._db.close()
             raise JournalError(f"{path}: {error}") from error
@@ -129,7 +135,12 @@ class Journal:
         return None if row is None else adaptation_row(row)
 
     def page(
-        self, owner: str, *, after: str | None, limit: int, statuses: tuple[str, ...]
+        self,
+        owner: str,
+        *,
+        after: str | None,
+        limit: int,
+        statuses: tuple[str, ...] = (*ACTIVE, *TERMINAL),
     ) -> list[AdaptationRow]:
         """The owner's adaptations, newest first, from behind `after`."""
         marks = ",".join("?" * len(statuses))
@@ -184,10 +195,17 @@ class Journal:
             )
             self._add_event(id, "running", {"attempt": attempt})
 
-    def requeue(self, id: str, *, reason: str) -> None:
-        """Its worker, or this server, died under it: it runs again from the start."""
+    def requeue(
+        self, id: str, *, reason: str, attempt: int | None = None, died: bool = False
+    ) -> None:
+        """An active one runs again from the start: its worker died (`attempt` is the next), or
+        this server did (`died`) or was stopped."""
         with self._transaction() as db:
-            db.execute("UPDATE adaptations SET status='queued' WHERE id=?", (id,))
+            db.execute(
+                "UPDATE adaptations SET status='queued', attempt=coalesce(?, attempt),"
+                " restarts=restarts+? WHERE id=? AND status IN ('queued','running')",
+                (attempt, died, id),
+            )
             self._add_event(id, "requeued", {"reason": reason})
 
     def add_event(self, id: str, kind: str, data: dict[str, Any]) -> None:
@@ -228,6 +246,7 @@ class Journal:
             ).rowcount
             if changed:
                 self._add_event(id, status, error or result or {})
+                self._drop_unused_document(id)
         return bool(changed)
 
     def expire(self, id: str, *, reason: str) -> bool:
@@ -240,6 +259,7 @@ class Journal:
             ).rowcount
             if changed:
                 self._add_event(id, "expired", {"reason": reason})
+                self._drop_unused_document(id)
         return bool(changed)
 
     def request_cancel(self, id: str) -> None:
@@ -253,9 +273,19 @@ class Journal:
     def delete(self, id: str) -> None:
         """Forget it, its events and a document nothing else uses, in the log file too."""
         with self._transaction() as db:
+            db.execute("UPDATE adaptations SET status='expired' WHERE id=?", (id,))
+            self._drop_unused_document(id)
             db.execute("DELETE FROM adaptations WHERE id=?", (id,))
-            db.execute("DELETE FROM documents WHERE sha256 NOT IN (SELECT sha256 FROM adaptations)")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _drop_unused_document(self, id: str) -> None:
+        # A text is kept for jobs that still run or whose adapter may have to be made again.
+        self._db.execute(
+            "DELETE FROM documents WHERE sha256=(SELECT sha256 FROM adaptations WHERE id=?)"
+            " AND NOT EXISTS (SELECT 1 FROM adaptations a WHERE a.sha256=documents.sha256"
+            " AND a.status IN ('queued','running','succeeded','rejected'))",
+            (id,),
+        )
 
     def events(self, id: str, *, after: int, limit: int) -> list[EventRow]:
         """Events behind number `after`, in order."""

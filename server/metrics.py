@@ -4,13 +4,14 @@ Workers send observations by name; the API process counts them here, so that one
 process shows everything.
 """
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from imprint import __version__
 from imprint.server.messages import Heartbeat, Observation
+from imprint.server.pool_interface import WorkerStatus
 
 # The buckets of vLLM, so that dashboards made for it compare; finer ones below for small models.
 TTFT_BUCKETS = (
@@ -32,21 +33,6 @@ REWARD_BUCKETS = (-1, -0.5, 0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9
 NATS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 GAIN_BUCKETS = (-2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 4)
 NORM_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000)
-
-
-class WorkerStatus(Protocol):
-    """What the pool says of one worker."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def up(self) -> bool: ...
-    @property
-    def heartbeat_age_s(self) -> float: ...
-    @property
-    def restarts(self) -> dict[str, int]: ...
-    @property
-    def stats(self) -> Heartbeat | None: ...
 
 
 class Metrics:
@@ -197,9 +183,10 @@ class Metrics:
             Gauge, "worker_heartbeat_age_seconds", "Age of the last heartbeat.", "worker"
         )
 
-    def names(self) -> list[str]:
-        """Every metric's name without the prefix, as declared."""
-        return sorted(self._by_name)
+    @property
+    def declared(self) -> Collection[str]:
+        """Every metric's name without the prefix."""
+        return self._by_name.keys()
 
     def observe(self, observation: Observation) -> None:
         """Count a worker's observation; raises KeyError for a name that is not declared here."""

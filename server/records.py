@@ -19,7 +19,7 @@ CREATE TABLE adaptations (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
     owner TEXT NOT NULL,
-    sha256 TEXT NOT NULL REFERENCES documents(sha256),
+    sha256 TEXT NOT NULL,
     model TEXT NOT NULL,
     method TEXT NOT NULL,
     seed INTEGER NOT NULL,
@@ -28,6 +28,7 @@ CREATE TABLE adaptations (
     cancel_requested INTEGER NOT NULL DEFAULT 0,
     deleting INTEGER NOT NULL DEFAULT 0,
     attempt INTEGER NOT NULL DEFAULT 0,
+    restarts INTEGER NOT NULL DEFAULT 0,
     num_tokens INTEGER NOT NULL,
     num_bytes INTEGER NOT NULL,
     nbytes INTEGER NOT NULL DEFAULT 0,
@@ -47,6 +48,7 @@ CREATE UNIQUE INDEX one_of_a_kind ON adaptations(owner, sha256, model, method, s
     WHERE status IN ('queued', 'running', 'succeeded', 'rejected')
         AND deleting = 0 AND cancel_requested = 0;
 CREATE INDEX by_status ON adaptations(status);
+CREATE INDEX by_document ON adaptations(sha256);
 CREATE TABLE events (
     adaptation INTEGER NOT NULL REFERENCES adaptations(number) ON DELETE CASCADE,
     sequence INTEGER NOT NULL,
@@ -92,6 +94,7 @@ class AdaptationRow:
     cancel_requested: bool
     deleting: bool
     attempt: int
+    restarts: int
     num_tokens: int
     num_bytes: int
     nbytes: int

@@ -1,0 +1,217 @@
+"""Answers and completions: which adapter, which prompts, in which order. Knows no HTTP.
+
+An answer about a document first sees to its adaptation, then generates once for all its questions.
+"""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from imprint.models.tokenizer import Tokenizer
+from imprint.server.config import Settings
+from imprint.server.errors import ConflictError, ImprintError, NotFoundError, WorkFailedError
+from imprint.server.generation import Delta, Finished, FocusStep, Generation, add_usage
+from imprint.server.intake import Intake
+from imprint.server.jobs import Jobs
+from imprint.server.messages import Generate
+from imprint.server.metrics import Metrics
+from imprint.server.pool_interface import Pool
+from imprint.server.records import READY, AdaptationRow
+from imprint.server.replies import adaptation_object, answer_object
+from imprint.server.schemas import CreateAnswers, CreateCompletion, parse_focus
+
+LOST_ADAPTER = ("adapter_not_found", "adapter_evicted", "adapter_corrupt")
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Nothing is wrong with the request; what follows may take a while."""
+
+
+class Answers:
+    """Everything that ends in generated text."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        jobs: Jobs,
+        intake: Intake,
+        pool: Pool,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._jobs = jobs
+        self._intake = intake
+        self._pool = pool
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+
+    async def answer(self, body: CreateAnswers) -> AsyncGenerator[dict[str, Any], None]:
+        """Progress, text and outcomes as JSON objects; the last one is the whole reply.
+
+        What is wrong with the request is raised before the first object. Closing the generator
+        cancels what was begun for this answer alone.
+        """
+        deadline = time.monotonic() + self._timeout_s(body.timeout_s)
+        with self._intake.request("answer"):
+            work = await self._answer_work(body)
+            for attempt in (1, 2):
+                try:
+                    async with aclosing(self._answer_once(body, work, deadline)) as events:
+                        async for event in events:
+                            yield event
+                    return
+                except _TryAgainError as error:
+                    # Somebody else's cancellation, or an adapter that is gone from the store:
+                    # the document is at hand, so it is adapted once more.
+                    if attempt == 2:
+                        raise error.reason from None
+
+    async def _answer_work(self, body: CreateAnswers) -> Generate:
+        texts = [self._tokenizer.format_question(question) for question in body.questions]
+        return Generate(
+            request_id=f"ans_{secrets.token_hex(12)}",
+            prompts=await self._intake.prompts(texts, param="questions", seed=body.seed),
+            max_tokens=self._intake.max_tokens(body.max_tokens),
+            temperature=body.temperature,
+            top_p=body.top_p,
+            stop=body.stops,
+            focus=parse_focus(body.focus),
+        )
+
+    async def _answer_once(
+        self, body: CreateAnswers, work: Generate, deadline: float
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        if body.document is None:
+            assert body.adaptation is not None  # the body has exactly one of the two
+            row = await self._intake.ready(body.adaptation)
+            yield _progress({"phase": "queued"})
+            events = self._ask(body, row, work, deadline)
+        else:
+            events = self._adapt_and_ask(body, body.document, work, deadline)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _adapt_and_ask(
+        self, body: CreateAnswers, document: str, work: Generate, deadline: float
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        new, tokens = await self._intake.answer_adaptation(body, document)
+        async with self._jobs.borrow(new, tokens) as row:
+            async with aclosing(self._jobs.progress(row.id, deadline)) as steps:
+                async for progress in steps:
+                    yield _progress({"phase": "queued", **progress})
+            row = await self._outcome(row.id)
+            async with aclosing(self._ask(body, row, work, deadline)) as events:
+                async for event in events:
+                    yield event
+
+    async def _outcome(self, id: str) -> AdaptationRow:
+        """The ended job, if it can be asked."""
+        try:
+            row = await self._jobs.get(id)
+        except NotFoundError as error:
+            raise _TryAgainError(error) from None
+        if row.status == "failed":
+            failure = row.error or {}
+            raise WorkFailedError(str(failure.get("code")), str(failure.get("message")))
+        if row.status not in READY:
+            self._jobs.refuse_when_draining()
+            reason = ConflictError(f"the adaptation was {row.status}", code="adaptation_cancelled")
+            raise _TryAgainError(reason)
+        return row
+
+    async def _ask(
+        self, body: CreateAnswers, row: AdaptationRow, work: Generate, deadline: float
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        work = _aimed(work, row.id, deadline)
+        generation = Generation(self._pool, self._metrics, work, kind="answer", strip=True)
+        answers: dict[int, dict[str, Any]] = {}
+        usages: list[dict[str, Any]] = []
+        try:
+            async with aclosing(generation.run()) as events:
+                async for event in events:
+                    match event:
+                        case FocusStep(step=step, steps=steps):
+                            yield _progress({"phase": "focus", "step": step, "steps": steps})
+                        case Delta(index=index, text=text):
+                            yield {"object": "answer.delta", "index": index, "text": text}
+                        case Finished(index=index):
+                            answers[index] = answer_object(body.questions[index], event)
+                            usages.append(event.usage)
+                            yield {"object": "answer.done", **answers[index]}
+        except WorkFailedError as error:
+            if error.code not in LOST_ADAPTER:
+                raise
+            await self._jobs.expire(row.id, error.code)
+            if body.document is not None and not answers:
+                raise _TryAgainError(error) from None
+            raise
+        yield {
+            "id": work.request_id,
+            "object": "answers",
+            "created_at": round(time.time(), 3),
+            "model": self._settings.served_model_name,
+            "adaptation": adaptation_object(row),
+            "answers": [answers[index] for index in sorted(answers)],
+            "usage": add_usage(usages),
+        }
+
+    async def complete(
+        self, body: CreateCompletion, request_id: str
+    ) -> AsyncGenerator[Accepted | Delta | Finished, None]:
+        """Text and outcomes of the prompts, once accepted. Closing the generator cancels them."""
+        deadline = time.monotonic() + self._timeout_s(None)
+        with self._intake.request("completion"):
+            adapter = await self._intake.model_adapter(body.model)
+            seed = secrets.randbits(62) if body.seed is None else body.seed
+            work = Generate(
+                request_id=request_id,
+                prompts=await self._intake.prompts(body.prompts, param="prompt", seed=seed),
+                max_tokens=self._intake.max_tokens(body.max_tokens),
+                temperature=body.temperature,
+                top_p=body.top_p,
+                stop=body.stops,
+            )
+            work = _aimed(work, adapter, deadline)
+            yield Accepted()
+            generation = Generation(self._pool, self._metrics, work, kind="completion", strip=False)
+            try:
+                async with aclosing(generation.run()) as events:
+                    async for event in events:
+                        if not isinstance(event, FocusStep):
+                            yield event
+            except WorkFailedError as error:
+                if adapter is not None and error.code in LOST_ADAPTER:
+                    await self._jobs.expire(adapter, error.code)
+                raise
+
+    def _timeout_s(self, asked: float | None) -> float:
+        return min(asked or self._settings.request_timeout_s, self._settings.request_timeout_s)
+
+
+class _TryAgainError(Exception):
+    """The adaptation was lost under the answer, through no fault of the request."""
+
+    def __init__(self, reason: ImprintError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+def _aimed(work: Generate, adapter_id: str | None, deadline: float) -> Generate:
+    """The work with its adapter, and with what is left of its time."""
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise WorkFailedError("deadline_exceeded", "the deadline passed before the answer began")
+    return msgspec.structs.replace(work, adapter_id=adapter_id, timeout_s=left_s)
+
+
+def _progress(data: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: data.get(name) for name in ("phase", "step", "steps", "num_tokens")}
+    return {"object": "answer.progress", **fields}

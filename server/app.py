@@ -1,0 +1,110 @@
+"""The ASGI app: routes, middleware and the one error shape. Knows no processes: a pool is given."""
+
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from imprint import __version__
+from imprint.server.config import Settings
+from imprint.server.errors import (
+    STATUS_CODES,
+    ImprintError,
+    OverloadedError,
+    error_body,
+    validation_error,
+)
+from imprint.server.metrics import Metrics
+from imprint.server.middleware import CLIENT_CLOSED_REQUEST, BodyLimit, RequestRecord
+from imprint.server.pool_interface import Pool
+from imprint.server.routes import adaptations, answers, completions, health, models
+from imprint.server.services import Services
+from imprint.server.streams import ClientDisconnectedError
+
+logger = logging.getLogger(__name__)
+
+
+class _App(FastAPI):
+    """FastAPI with the request record outermost, so that it sees the answer to a crash as well."""
+
+    metrics: Metrics
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return RequestRecord(super().build_middleware_stack(), self.metrics)
+
+
+def create_app(settings: Settings, pool: Pool) -> FastAPI:
+    """The app. Its lifespan starts the pool, takes up unfinished jobs and, at the end, closes both.
+
+    `app.state.services` holds the services while it lives.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = await Services.start(settings, pool, metrics)
+        app.state.services = services
+        try:
+            yield
+        finally:
+            await services.close()
+
+    app = _App(
+        title="Imprint",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # its page loads scripts from elsewhere; /openapi.json is served
+        redoc_url=None,
+    )
+    app.metrics = metrics
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    for module in (adaptations, answers, completions, models, health):
+        app.include_router(module.router)
+    app.add_exception_handler(ImprintError, _imprint_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(ClientDisconnectedError, _client_gone)
+    app.add_exception_handler(sqlite3.OperationalError, _journal_error)
+    app.add_exception_handler(Exception, _crash)
+    return app
+
+
+async def _imprint_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ImprintError)
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = STATUS_CODES.get(error.status_code, "http_error")
+    body = error_body(error.status_code, str(error.detail), code=code)
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _imprint_error(request, validation_error(error.errors()))
+
+
+async def _journal_error(request: Request, error: Exception) -> Response:
+    """The disk is full or gone: nothing was promised, and later it may work."""
+    logger.error("the journal cannot be written: %s", error)
+    message = "the server cannot write its journal; try again later"
+    refusal = OverloadedError(message, code="journal_unavailable", retry_after_s=30)
+    return await _imprint_error(request, refusal)
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)  # for the log: nobody reads it
+
+
+async def _crash(_: Request, __: Exception) -> Response:
+    body = error_body(500, "the server failed on this request", code="internal_error")
+    return JSONResponse(body, status_code=500)

@@ -1,0 +1,62 @@
+"""Events of an adaptation, live: none missed, none twice. Knows journal and jobs; knows no HTTP.
+
+Every event is read from the journal; memory only says when to look again. So there is no seam
+between a page of old events and the new ones.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from imprint.server.errors import OverloadedError, WorkFailedError
+from imprint.server.jobs import Jobs
+from imprint.server.journal import Journal
+from imprint.server.journal_thread import JournalThread
+from imprint.server.records import EventRow
+
+PAGE = 100
+
+
+class EventFeed:
+    """Follows jobs for many clients at once."""
+
+    def __init__(self, journal: JournalThread, jobs: Jobs, *, max_streams: int) -> None:
+        self._journal = journal
+        self._jobs = jobs
+        self._max_streams = max_streams
+        self._num_streams = 0
+
+    async def follow(
+        self, id: str, *, after: int
+    ) -> AsyncGenerator[EventRow | dict[str, Any], None]:
+        """Events behind number `after` until the job has ended, and progress (a dict) in between.
+
+        Raises NotFoundError, also when the adaptation is deleted meanwhile, and OverloadedError
+        when the server stops; a client then comes back with the last number it has seen.
+        """
+        if self._num_streams >= self._max_streams:
+            raise OverloadedError(f"{self._max_streams} event streams are open; try again later")
+        self._num_streams += 1
+        try:
+            shown: dict[str, Any] = {}
+            while True:
+                job = self._jobs.active(id)
+                news = None if job is None else job.news()
+                row = await self._jobs.get(id)
+                events = await self._journal(Journal.events, id, after=after, limit=PAGE)
+                for event in events:
+                    yield event
+                    after = event.sequence
+                if len(events) == PAGE:
+                    continue
+                if not row.active:
+                    return
+                self._jobs.refuse_when_draining()
+                if job is None or news is None:
+                    raise WorkFailedError("internal_error", "nothing runs this adaptation")
+                if job.progress != shown:
+                    shown = job.progress
+                    yield dict(shown)
+                await asyncio.wait({news})
+        finally:
+            self._num_streams -= 1

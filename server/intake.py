@@ -1,0 +1,175 @@
+"""The door: model names, document and prompt lengths, adapters that may be asked, room for more.
+
+Every refusal is typed and says what to do. Knows no HTTP and starts no work.
+"""
+
+import asyncio
+import dataclasses
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from imprint.models.tokenizer import Tokenizer
+from imprint.server.config import Settings
+from imprint.server.errors import (
+    ConflictError,
+    GoneError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    TooLargeError,
+    clip,
+)
+from imprint.server.jobs import OWNER, Jobs
+from imprint.server.messages import Prompt
+from imprint.server.metrics import Metrics
+from imprint.server.records import READY, AdaptationRow, NewAdaptation
+from imprint.server.schemas import MAX_SEED, CreateAdaptation, CreateAnswers, parse_method
+
+
+class Intake:
+    """Checks what a request asks for, before any work is done for it."""
+
+    def __init__(
+        self, settings: Settings, jobs: Jobs, tokenizer: Tokenizer, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._jobs = jobs
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self.num_requests = 0
+
+    @contextmanager
+    def request(self, kind: str) -> Iterator[None]:
+        """Room for one answer or completion, counted with its outcome."""
+        self._jobs.refuse_when_draining()
+        if self.num_requests >= self._settings.max_active_requests:
+            self._metrics.rejections.labels(reason="queue_full").inc()
+            raise OverloadedError(f"{self.num_requests} requests are waiting; try again later")
+        self.num_requests += 1
+        outcome = "cancelled"
+        try:
+            yield
+            outcome = "succeeded"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self.num_requests -= 1
+            self._metrics.requests.labels(kind=kind, outcome=outcome).inc()
+
+    async def adaptation(self, body: CreateAdaptation) -> tuple[NewAdaptation, list[int]]:
+        """The job that a client asks for by name, and its document's tokens."""
+        self._check_model(body.model)
+        method = parse_method(body.method, preset=self._settings.default_preset)
+        tokens = await self._document_tokens(body.document)
+        limit_s = self._settings.adaptation_timeout_s
+        new = NewAdaptation(
+            id=f"adp_{secrets.token_hex(12)}",
+            owner=OWNER,
+            text=body.document,
+            model=self._settings.served_model_name,
+            method=method,
+            seed=body.seed,
+            num_tokens=len(tokens),
+            pinned=True,
+            timeout_s=min(body.timeout_s or limit_s, limit_s),
+            expires_after_s=body.expires_after_s,
+            metadata=body.metadata,
+        )
+        return new, tokens
+
+    async def answer_adaptation(
+        self, body: CreateAnswers, document: str
+    ) -> tuple[NewAdaptation, list[int]]:
+        """The job that answering from `document` needs: a reading where the questions focus it."""
+        default = {"type": "refine"} if body.focus is False else {"type": "read"}
+        method = default if body.method is None else body.method
+        # A reading has no random choices, so that one serves every seed.
+        seed = 0 if method.get("type") == "read" else body.seed
+        asked = CreateAdaptation(document=document, model=body.model, method=method, seed=seed)
+        new, tokens = await self.adaptation(asked)
+        return dataclasses.replace(new, pinned=False), tokens
+
+    async def ready(self, id: str) -> AdaptationRow:
+        """An adaptation that can be asked; otherwise raises 404, 409 or 410."""
+        row = await self._jobs.get(id)
+        if row.status in READY:
+            return row
+        if row.active:
+            raise ConflictError(
+                f"adaptation {id} is {row.status}; ask again when it has ended",
+                code="adaptation_not_ready",
+                retry_after_s=self._jobs.finish_s(id) or 1.0,
+            )
+        error = row.error or {}
+        if row.status == "expired":
+            raise GoneError(
+                f"the adapter of {id} is gone: {error.get('message')}",
+                code=error.get("code", "adapter_evicted"),
+            )
+        raise ConflictError(
+            f"adaptation {id} is {row.status}: {error.get('message', 'it cannot be asked')}",
+            code=f"adaptation_{row.status}",
+        )
+
+    async def model_adapter(self, model: str) -> str | None:
+        """The adaptation id in `<base>:<id>`, ready to be asked; None for the base model."""
+        base, _, id = model.partition(":")
+        self._check_model(base)
+        if not id:
+            return None
+        return (await self.ready(id)).id
+
+    def _check_model(self, model: str | None) -> None:
+        served = self._settings.served_model_name
+        if model is not None and model != served:
+            raise NotFoundError(
+                f"no model {clip(model)!r}; this server has {served!r}",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def prompts(self, texts: list[str], *, param: str, seed: int) -> list[Prompt]:
+        """One prompt per text, each with its own random stream."""
+        limit = self._settings.max_questions
+        if len(texts) > limit:
+            raise InvalidRequestError(
+                f"{len(texts)} in one request; at most {limit} are allowed", param=param
+            )
+        batch = await asyncio.to_thread(self._tokenizer.encode_batch, texts)
+        for index, tokens in enumerate(batch):
+            if not 0 < len(tokens) <= self._settings.max_document_tokens:
+                raise InvalidRequestError(
+                    f"{param}.{index} has {len(tokens)} tokens; "
+                    f"1 to {self._settings.max_document_tokens} are allowed",
+                    code="context_length_exceeded",
+                    param=f"{param}.{index}",
+                )
+        return [
+            Prompt(sequence_id=str(index), tokens=tokens, seed=(seed + index) % (MAX_SEED + 1))
+            for index, tokens in enumerate(batch)
+        ]
+
+    def max_tokens(self, asked: int | None) -> int:
+        """The longest completion, checked against the server's limit."""
+        limit = self._settings.max_completion_tokens
+        if asked is None:
+            return min(self._settings.default_max_tokens, limit)
+        if asked > limit:
+            raise InvalidRequestError(
+                f"max_tokens may be at most {limit}, got {asked}", param="max_tokens"
+            )
+        return asked
+
+    async def _document_tokens(self, text: str) -> list[int]:
+        # A megabyte takes a while to encode; the event loop goes on in the meantime.
+        tokens = await asyncio.to_thread(self._tokenizer.encode, text)
+        limit = self._settings.max_document_tokens
+        if len(tokens) > limit:
+            raise TooLargeError(
+                f"the document has {len(tokens)} tokens; at most {limit} are allowed",
+                code="document_too_large",
+                param="document",
+            )
+        return tokens

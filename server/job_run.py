@@ -1,0 +1,170 @@
+"""One adaptation, followed from its submission to its outcome, each message written down.
+
+Knows the journal, the pool's messages and the metrics; knows nothing of other jobs or of HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing
+from typing import Any
+
+from imprint.models.tokenizer import Tokenizer
+from imprint.server import messages
+from imprint.server.journal import Journal
+from imprint.server.journal_thread import JournalThread
+from imprint.server.metrics import Metrics
+from imprint.server.pool_interface import Pool
+from imprint.server.records import AdaptationRow
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_FIELDS = ("phase", "step", "steps", "num_tokens")
+
+
+class ActiveJob:
+    """A queued or running adaptation in memory: its progress, and who waits for news of it."""
+
+    def __init__(self, row: AdaptationRow) -> None:
+        self.row = row
+        """As it was when the job was made; the journal knows better."""
+        self.running = False
+        self.cancelled = False
+        self.num_waiters = 0
+        self.progress: dict[str, Any] = {}
+        self.done = asyncio.Event()
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def news(self) -> "asyncio.Future[None]":
+        """Done at the next news. Take it *before* reading the journal, and nothing is missed."""
+        return self._news
+
+    def notify(self) -> None:
+        """Wake all that wait."""
+        old, self._news = self._news, asyncio.get_running_loop().create_future()
+        old.set_result(None)
+
+
+class JobRun:
+    """Follows one job."""
+
+    def __init__(
+        self, job: ActiveJob, journal: JournalThread, pool: Pool, metrics: Metrics
+    ) -> None:
+        self._job = job
+        self._row = job.row
+        self._journal = journal
+        self._pool = pool
+        self._metrics = metrics
+        self._began_at = time.monotonic()
+        self._phase: str | None = None
+        self._phase_began_at = self._began_at
+
+    async def run(self, tokenizer: Tokenizer, tokens: list[int] | None) -> None:
+        """Until the job has an outcome in the journal; cancelled, it stays unfinished there."""
+        self._metrics.waiting.labels(kind="adaptation").inc()
+        try:
+            await self._follow(tokenizer, tokens)
+        except Exception:  # a job's outermost loop: whatever happened, the job must end
+            logger.exception("adaptation %s failed", self._row.id)
+            await self._end("failed", error=("internal_error", "the server failed on it"))
+        finally:
+            gauge = self._metrics.running if self._job.running else self._metrics.waiting
+            gauge.labels(kind="adaptation").dec()
+
+    async def _follow(self, tokenizer: Tokenizer, tokens: list[int] | None) -> None:
+        row = self._row
+        if tokens is None:
+            text = await self._journal(Journal.text, row.id)
+            tokens = await asyncio.to_thread(tokenizer.encode, text)
+        if self._job.cancelled:
+            await self._end("cancelled")
+            return
+        work = messages.Adapt(
+            adaptation_id=row.id,
+            tokens=tokens,
+            method=row.method,
+            seed=row.seed,
+            timeout_s=row.timeout_s,
+            attempt=max(1, row.attempt),
+        )
+        async with aclosing(self._pool.submit(work)) as stream:
+            async for message in stream:
+                ended = await self._take(message)
+                self._job.notify()
+                if ended:
+                    return
+        raise RuntimeError("the pool ended an adaptation's messages before its outcome")
+
+    async def _take(self, message: object) -> bool:
+        """Write down one message; True when it was the last."""
+        id, job = self._row.id, self._job
+        match message:
+            case messages.AdaptationStarted(attempt=attempt):
+                await self._journal(Journal.start, id, attempt=attempt)
+                self._set_running(True)
+                self._began_at = time.monotonic()
+            case messages.AdaptationEvent(kind=kind, data=data):
+                if kind != "progress":
+                    await self._journal(Journal.add_event, id, kind, data)
+                if kind == "step":
+                    self._metrics.observe_step(data)
+                known = {name: data[name] for name in PROGRESS_FIELDS if name in data}
+                job.progress = {**job.progress, **known}
+                self._enter(job.progress.get("phase"))
+            case messages.AdaptationRequeued(attempt=attempt, reason=reason):
+                await self._journal(Journal.requeue, id, reason=reason, attempt=attempt)
+                self._set_running(False)
+                job.progress = {}
+            case messages.AdaptationDone(status=status, result=result, usage=usage, nbytes=nbytes):
+                self._metrics.observe_result(result, usage, self._row.num_tokens)
+                await self._end(status, result=result, usage=usage, nbytes=nbytes)
+                return True
+            case messages.AdaptationFailed(code=code, message=text):
+                await self._end("failed", error=(code, text))
+                return True
+        return False
+
+    def _set_running(self, running: bool) -> None:
+        if self._job.running != running:
+            self._job.running = running
+            sign = 1 if running else -1
+            self._metrics.running.labels(kind="adaptation").inc(sign)
+            self._metrics.waiting.labels(kind="adaptation").inc(-sign)
+
+    def _enter(self, phase: str | None) -> None:
+        """Measure the phase that this one follows."""
+        if phase == self._phase:
+            return
+        now = time.monotonic()
+        if self._phase is not None:
+            passed = now - self._phase_began_at
+            self._metrics.phase_duration.labels(phase=self._phase).observe(passed)
+        self._phase, self._phase_began_at = phase, now
+
+    async def _end(
+        self,
+        status: str,
+        *,
+        error: tuple[str, str] | None = None,
+        result: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        nbytes: int = 0,
+    ) -> None:
+        self._enter(None)
+        if self._job.running:
+            passed = time.monotonic() - self._began_at
+            self._metrics.adaptation_duration.labels(outcome=status).observe(passed)
+        if error and error[0] == "deadline_exceeded":
+            self._metrics.deadlines.labels(phase="adaptation").inc()
+        self._metrics.adaptations.labels(outcome=status).inc()
+        await self._journal(
+            Journal.finish,
+            self._row.id,
+            status,
+            error={"message": error[1], "code": error[0], "param": None} if error else None,
+            result=result,
+            usage=usage,
+            nbytes=nbytes,
+            progress=self._job.progress,
+        )

@@ -1,0 +1,295 @@
+"""Adaptation jobs: journalled before they are promised, run to their end, resumed after a crash.
+
+Knows the journal, the pool and the tokenizer; knows nothing of HTTP. What the journal says is the
+truth; memory holds only what wakes those who wait.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from imprint.models.tokenizer import Tokenizer
+from imprint.server.errors import (
+    ImprintError,
+    NotFoundError,
+    OverloadedError,
+    WorkFailedError,
+    clip,
+)
+from imprint.server.job_run import ActiveJob, JobRun
+from imprint.server.journal import Journal, JournalFullError
+from imprint.server.journal_thread import JournalThread
+from imprint.server.metrics import Metrics
+from imprint.server.pool_interface import Pool
+from imprint.server.records import AdaptationRow, NewAdaptation
+
+logger = logging.getLogger(__name__)
+
+OWNER = "local"  # every resource has an owner in the journal; there is one until keys exist
+MAX_RESTARTS = 5
+CANCEL_WAIT_S = 10.0
+DELETE_WAIT_S = 60.0
+EXPIRY_INTERVAL_S = 5.0
+
+
+class Jobs:
+    """All adaptations of this server."""
+
+    def __init__(
+        self,
+        journal: JournalThread,
+        pool: Pool,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+        *,
+        model: str,
+        max_active: int,
+        drain_timeout_s: float,
+    ) -> None:
+        self.journal = journal
+        self._pool = pool
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._model = model
+        self._max_active = max_active
+        self._active: dict[str, ActiveJob] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._deletions: dict[str, asyncio.Task[None]] = {}
+        self._admission = asyncio.Lock()
+        self._drain_timeout_s = drain_timeout_s
+        self._drain_deadline: float | None = None
+
+    # ---- life of the service
+
+    async def start(self) -> None:
+        """Take up what the journal holds unfinished."""
+        for row in await self.journal(Journal.unfinished):
+            if row.deleting:
+                self._begin_deletion(row.id)
+            elif row.cancel_requested:
+                await self.journal(Journal.finish, row.id, "cancelled")
+            elif row.model != self._model:
+                message = f"accepted for the model {row.model}, which is not served any more"
+                await self._refuse(row.id, "model_not_available", message)
+            elif row.restarts >= MAX_RESTARTS:
+                message = f"the server died {MAX_RESTARTS} times while this ran"
+                await self._refuse(row.id, "worker_died", message)
+            else:
+                if row.status == "running":
+                    await self.journal(Journal.requeue, row.id, reason="server_died", died=True)
+                self._launch(row)
+        self._spawn(self._expire_forever())
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server has begun to stop: nothing new is accepted."""
+        return self._drain_deadline is not None
+
+    @property
+    def drain_left_s(self) -> float:
+        """Seconds that running answers still have, once draining."""
+        return max(0.0, (self._drain_deadline or 0.0) - time.monotonic())
+
+    def drain(self, *, timeout_s: float | None = None) -> None:
+        """Accept nothing new; a later call may only shorten the time. Event streams end now."""
+        timeout_s = self._drain_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        self._drain_deadline = min(self._drain_deadline or deadline, deadline)
+        for job in self._active.values():
+            job.notify()
+
+    async def _refuse(self, id: str, code: str, message: str) -> None:
+        error = {"message": message, "code": code, "param": None}
+        await self.journal(Journal.finish, id, "failed", error=error)
+        self._metrics.adaptations.labels(outcome="failed").inc()
+
+    async def close(self) -> None:
+        """Stop following; what is unfinished stays so in the journal, for the next start."""
+        self.drain()
+        running = [id for id, job in self._active.items() if job.running]
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for id in running:
+            await self.journal(Journal.requeue, id, reason="server_stopped")
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and not isinstance(task.exception(), ImprintError | None):
+            logger.error("background work failed", exc_info=task.exception())
+
+    # ---- creating
+
+    async def create(self, new: NewAdaptation, tokens: list[int]) -> tuple[AdaptationRow, bool]:
+        """The job for this request and whether it is new; durable when this returns."""
+        self.refuse_when_draining()
+        # Journalling and launching belong together: a client that hangs up must not part them.
+        return await asyncio.shield(self._spawn(self._create(new, tokens)))
+
+    @asynccontextmanager
+    async def borrow(self, new: NewAdaptation, tokens: list[int]) -> AsyncIterator[AdaptationRow]:
+        """The job for an answer. When the last answer leaves that wants it, and nobody asked for
+        it by name, it is cancelled."""
+        self.refuse_when_draining()
+        creation = self._spawn(self._create(new, tokens, waiter=True))
+        try:
+            row, _ = await asyncio.shield(creation)
+            yield row
+        finally:
+            self._spawn(self._give_back(creation))
+
+    def refuse_when_draining(self) -> None:
+        """Raises OverloadedError once the server has begun to stop."""
+        if self.draining:
+            self._metrics.rejections.labels(reason="draining").inc()
+            raise OverloadedError("the server is shutting down", code="draining", retry_after_s=10)
+
+    async def _create(
+        self, new: NewAdaptation, tokens: list[int], *, waiter: bool = False
+    ) -> tuple[AdaptationRow, bool]:
+        async with self._admission:
+            try:
+                row, is_new = await self.journal(Journal.create, new, max_active=self._max_active)
+            except JournalFullError:
+                self._metrics.rejections.labels(reason="queue_full").inc()
+                raise OverloadedError(
+                    f"{self._max_active} adaptations are queued or running; try again later",
+                    retry_after_s=self.backlog_s(),
+                ) from None
+            if is_new:
+                self._launch(row, tokens)
+            if waiter and row.id in self._active:
+                self._active[row.id].num_waiters += 1
+        return row, is_new
+
+    async def _give_back(self, creation: "asyncio.Task[tuple[AdaptationRow, bool]]") -> None:
+        await asyncio.wait({creation})
+        if creation.cancelled() or creation.exception() is not None:
+            return
+        job = self._active.get(creation.result()[0].id)
+        if job is None:
+            return
+        job.num_waiters -= 1
+        async with self._admission:
+            row = await self.journal(Journal.get, job.row.id)
+            if job.num_waiters or row is None or row.pinned or not row.active:
+                return
+            await self._request_cancel(row.id)
+
+    def _launch(self, row: AdaptationRow, tokens: list[int] | None = None) -> None:
+        job = self._active[row.id] = ActiveJob(row)
+        self._spawn(self._run(job, tokens))
+
+    async def _run(self, job: ActiveJob, tokens: list[int] | None) -> None:
+        run = JobRun(job, self.journal, self._pool, self._metrics)
+        try:
+            await run.run(self._tokenizer, tokens)
+        finally:
+            del self._active[job.row.id]
+            job.done.set()
+            job.notify()
+
+    # ---- asking, cancelling, deleting
+
+    @property
+    def num_active(self) -> int:
+        """Adaptations queued or running."""
+        return len(self._active)
+
+    def active(self, id: str) -> ActiveJob | None:
+        """The job in memory, while it is queued or running."""
+        return self._active.get(id)
+
+    async def get(self, id: str) -> AdaptationRow:
+        """The adaptation; raises NotFoundError for an unknown one and for one that is deleted."""
+        row = await self.journal(Journal.get, id)
+        if row is None or row.deleting or row.owner != OWNER:
+            raise NotFoundError(f"no adaptation {clip(id)!r}", code="adaptation_not_found")
+        return row
+
+    def finish_s(self, id: str) -> float | None:
+        """A worker's estimate of the seconds to a job's end; None when it has none yet."""
+        for worker in self._pool.workers():
+            if worker.stats is not None and id in worker.stats.stats.adaptation_finish_s:
+                return worker.stats.stats.adaptation_finish_s[id]
+        return None
+
+    def backlog_s(self) -> float:
+        """Seconds of work that the least busy worker has before it."""
+        beats = [worker.stats for worker in self._pool.workers() if worker.stats is not None]
+        return min((beat.stats.backlog_s for beat in beats), default=1.0)
+
+    async def progress(self, id: str, deadline: float) -> AsyncGenerator[dict[str, Any], None]:
+        """A job's progress at each change until it has ended; WorkFailedError at the deadline."""
+        while (job := self._active.get(id)) is not None:
+            news = job.news()
+            yield job.progress
+            done, _ = await asyncio.wait({news}, timeout=deadline - time.monotonic())
+            if not done:
+                self._metrics.deadlines.labels(phase="adaptation").inc()
+                message = "the document was not read before the request's deadline"
+                raise WorkFailedError("deadline_exceeded", message)
+
+    async def cancel(self, id: str) -> AdaptationRow:
+        """Stop a job; one that has ended stays as it is. Waits a moment for the end."""
+        if (await self.get(id)).active:
+            await self._request_cancel(id)
+            if (job := self._active.get(id)) is not None:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(job.done.wait(), CANCEL_WAIT_S)
+        return await self.get(id)
+
+    async def _request_cancel(self, id: str) -> None:
+        await self.journal(Journal.request_cancel, id)
+        if (job := self._active.get(id)) is not None:
+            job.cancelled = True
+            await self._pool.cancel(id)
+
+    async def delete(self, id: str) -> None:
+        """Return when no memory, file or journal row holds the adaptation."""
+        row = await self.journal(Journal.get, id)
+        if row is None or not row.deleting:
+            await self.get(id)
+            await self.journal(Journal.mark_deleting, id)
+        deletion = self._deletions.get(id) or self._begin_deletion(id)
+        done, _ = await asyncio.wait({deletion}, timeout=DELETE_WAIT_S)
+        if not done or deletion.cancelled() or deletion.exception():
+            raise OverloadedError(
+                "the deletion goes on: a worker has not confirmed it yet; ask again",
+                code="deletion_pending",
+                retry_after_s=5,
+            )
+
+    def _begin_deletion(self, id: str) -> "asyncio.Task[None]":
+        deletion = self._deletions[id] = self._spawn(self._delete(id))
+        deletion.add_done_callback(lambda _: self._deletions.pop(id))
+        return deletion
+
+    async def _delete(self, id: str) -> None:
+        if (job := self._active.get(id)) is not None:
+            job.cancelled = True
+            await self._pool.cancel(id)
+            await job.done.wait()
+        await self._pool.evict(id)
+        await self.journal(Journal.delete, id)
+
+    async def expire(self, id: str, reason: str) -> None:
+        """Free a ready adaptation's adapter; asking for it is a 410 from now on."""
+        if await self.journal(Journal.expire, id, reason=reason):
+            self._metrics.adaptations.labels(outcome="expired").inc()
+        await self._pool.evict(id)
+
+    async def _expire_forever(self) -> None:
+        while True:
+            for id in await self.journal(Journal.due, time.time()):
+                await self.expire(id, "adaptation_expired")
+            await asyncio.sleep(EXPIRY_INTERVAL_S)

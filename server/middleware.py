@@ -1,0 +1,95 @@
+"""Pure ASGI layers around every request: its id, its log line, its metrics, its body's limit.
+
+`BaseHTTPMiddleware` is not used: it hides a client's hang-up from the handlers.
+"""
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from imprint.server.metrics import Metrics
+
+logger = logging.getLogger("imprint.server.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a response that nobody waited for; seen in logs and metrics only."""
+
+
+class RequestRecord:
+    """Names, times, counts and logs each request. Never its body."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        began_at = time.monotonic()
+        status = CLIENT_CLOSED_REQUEST
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        finally:
+            self._record(scope, request_id, status, time.monotonic() - began_at)
+
+    def _record(self, scope: Scope, request_id: str, status: int, passed_s: float) -> None:
+        # The template, not the path: ids must not become labels.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.http_requests.labels(method=method, route=route, status=status).inc()
+        self._metrics.http_duration.labels(method=method, route=route).observe(passed_s)
+        line = "%s %s %d %.3fs %s"
+        logger.info(line, method, scope["path"][:200], status, passed_s, request_id)
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class BodyLimit:
+    """Refuses a body that is too long: by its declared length at once, else as soon as it is."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        num_bytes = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal num_bytes
+            if declared.isdigit() and int(declared) > self._max_body_bytes:
+                raise self._error()
+            message = await receive()
+            if message["type"] == "http.request":
+                num_bytes += len(message.get("body", b""))
+                if num_bytes > self._max_body_bytes:
+                    raise self._error()
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
+    def _error(self) -> HTTPException:
+        # Raised inside the app, at its first read: FastAPI passes on this class and no other.
+        return HTTPException(413, f"the body is longer than {self._max_body_bytes} bytes")

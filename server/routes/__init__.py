@@ -1,0 +1,1 @@
+"""HTTP handlers. They translate between requests and services, and do nothing else."""

@@ -1,0 +1,109 @@
+"""`/v1/adaptations`: create, get, list, events, cancel, delete."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from imprint.server.errors import InvalidRequestError
+from imprint.server.jobs import OWNER
+from imprint.server.journal import Journal
+from imprint.server.records import AdaptationRow, EventRow
+from imprint.server.replies import adaptation_object, event_object, list_object
+from imprint.server.routes.bodies import JSON_BODY
+from imprint.server.schemas import CreateAdaptation
+from imprint.server.services import FromApp, Services
+from imprint.server.streams import encode_event, open_stream
+
+router = APIRouter(prefix="/v1/adaptations")
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+Sequence = Annotated[int, Query(ge=0)]
+Accept = Annotated[str, Header()]
+
+
+@router.post("", status_code=202, dependencies=JSON_BODY)
+async def create(body: CreateAdaptation, services: FromApp) -> JSONResponse:
+    """Accept a document for adaptation: 202 and the new job, or 200 and the one that exists."""
+    new, tokens = await services.intake.adaptation(body)
+    row, is_new = await services.jobs.create(new, tokens)
+    location = {"Location": f"/v1/adaptations/{row.id}"}
+    return JSONResponse(
+        _object(services, row), status_code=202 if is_new else 200, headers=location
+    )
+
+
+@router.get("")
+async def page(services: FromApp, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+    """Adaptations, newest first; `after` is the last id of the page before."""
+    if after is not None:
+        await services.jobs.get(after)
+    rows = await services.journal(Journal.page, OWNER, after=after, limit=limit + 1)
+    data = [_object(services, row) for row in rows[:limit]]
+    return list_object(data, has_more=len(rows) > limit)
+
+
+@router.get("/{id}")
+async def get(id: str, services: FromApp) -> dict[str, Any]:
+    """One adaptation."""
+    return _object(services, await services.jobs.get(id))
+
+
+@router.post("/{id}/cancel")
+async def cancel(id: str, services: FromApp) -> dict[str, Any]:
+    """Stop it between two quanta. One that has ended stays as it is."""
+    return _object(services, await services.jobs.cancel(id))
+
+
+@router.delete("/{id}")
+async def delete(id: str, services: FromApp) -> dict[str, Any]:
+    """Free it: answers when no memory and no file holds it any more."""
+    await services.jobs.delete(id)
+    return {"id": id, "object": "adaptation", "deleted": True}
+
+
+@router.get("/{id}/events", response_model=None)
+async def events(
+    id: str,
+    request: Request,
+    services: FromApp,
+    limit: Limit = 100,
+    after: Sequence = 0,
+    accept: Accept = "",
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """What happened to it: a page behind number `after`, or, for `Accept: text/event-stream`, all
+    of it as it happens, behind `Last-Event-ID`."""
+    await services.jobs.get(id)
+    if "text/event-stream" in accept:
+        if last_event_id is not None:
+            after = _number(last_event_id)
+        chunks = _chunks(services, id, after)
+        return await open_stream(request, chunks, keep_alive_s=services.settings.keep_alive_s)
+    rows = await services.journal(Journal.events, id, after=after, limit=limit + 1)
+    data = [event_object(row) for row in rows[:limit]]
+    return JSONResponse(list_object(data, has_more=len(rows) > limit, key="sequence"))
+
+
+async def _chunks(services: Services, id: str, after: int) -> AsyncGenerator[bytes, None]:
+    async with aclosing(services.events.follow(id, after=after)) as feed:
+        async for event in feed:
+            if isinstance(event, EventRow):
+                yield encode_event(event_object(event), id=event.sequence)
+            else:
+                progress = {"object": "adaptation.event", "kind": "progress", "data": event}
+                yield encode_event(progress)
+
+
+def _number(last_event_id: str) -> int:
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 18):
+        raise InvalidRequestError(
+            "Last-Event-ID must be the number of an event", param="Last-Event-ID"
+        )
+    return int(last_event_id)
+
+
+def _object(services: Services, row: AdaptationRow) -> dict[str, Any]:
+    return adaptation_object(row, services.jobs.active(row.id), services.jobs.finish_s(row.id))

@@ -1,0 +1,38 @@
+"""`/v1/answers`: questions about a document, answered at once or as a stream."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from imprint.server.routes.bodies import JSON_BODY
+from imprint.server.schemas import CreateAnswers
+from imprint.server.services import FromApp, Services
+from imprint.server.streams import encode_event, open_stream, until_disconnect
+
+router = APIRouter()
+
+
+@router.post("/v1/answers", dependencies=JSON_BODY, response_model=None)
+async def create(body: CreateAnswers, request: Request, services: FromApp) -> Response:
+    """Read the document where that is still to be done, study it for the questions, answer them."""
+    if body.stream:
+        chunks = _chunks(services, body)
+        return await open_stream(request, chunks, keep_alive_s=services.settings.keep_alive_s)
+    return JSONResponse(await until_disconnect(request, _last(services, body)))
+
+
+async def _last(services: Services, body: CreateAnswers) -> dict[str, Any]:
+    reply: dict[str, Any] = {}
+    async with aclosing(services.answers.answer(body)) as events:
+        async for event in events:
+            reply = event
+    return reply
+
+
+async def _chunks(services: Services, body: CreateAnswers) -> AsyncGenerator[bytes, None]:
+    async with aclosing(services.answers.answer(body)) as events:
+        async for event in events:
+            yield encode_event(event)

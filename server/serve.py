@@ -1,0 +1,90 @@
+"""`imprint serve`: the app on a socket, and an orderly end. Knows uvicorn and signals.
+
+The first SIGTERM or SIGINT stops admission and lets running answers finish; the second ends at
+once. Either way the workers are gone when `serve` returns.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from imprint import __version__
+from imprint.models.errors import CheckpointError
+from imprint.server.app import create_app
+from imprint.server.config import Settings, unknown_variables
+from imprint.server.journal import JournalError
+from imprint.server.pool import Pool
+from imprint.server.services import Services
+
+logger = logging.getLogger(__name__)
+
+LAST_BYTES_S = 2
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, whose first signal begins a drain."""
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn's signal handler, between two steps of the event loop."""
+        services: Services = self._app.state.services
+        if services.jobs.draining:
+            logger.warning("second signal: ending at once")
+            services.jobs.drain(timeout_s=0)
+            self.force_exit = True
+            self.should_exit = True
+            return
+        logger.info("%s: finishing the running answers", signal.Signals(sig).name)
+        services.jobs.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; uvicorn asks ten times a second."""
+        services: Services = self._app.state.services
+        if services.jobs.draining:
+            idle = services.intake.num_requests == 0
+            self.should_exit = self.should_exit or idle or services.jobs.drain_left_s == 0
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings) -> int:
+    """Run until told to stop; the exit status."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for name in unknown_variables():
+        logger.warning("%s sets nothing: no setting has this name", name)
+    try:
+        return asyncio.run(_serve(settings))
+    except (CheckpointError, JournalError, OSError) as error:
+        logger.error("%s", error)
+        return 1
+
+
+async def _serve(settings: Settings) -> int:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.create_server((settings.host, settings.port), family=family) as listening:
+        app = create_app(settings, Pool(settings.pool_config()))
+        config = uvicorn.Config(
+            app,
+            lifespan="off",  # entered here, so that its errors end the program with a reason
+            log_config=None,
+            access_log=False,
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=LAST_BYTES_S,
+        )
+        async with app.router.lifespan_context(app):
+            host, port = listening.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            model = settings.served_model_name
+            logger.info("Imprint %s serves %s on http://%s:%d", __version__, model, shown, port)
+            await DrainingServer(app, config).serve(sockets=[listening])
+    return 0

@@ -1,0 +1,96 @@
+"""The services behind the routes, made once per app. Starts and stops them in the right order."""
+
+import logging
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from imprint.models.tokenizer import load_tokenizer
+from imprint.server.answers import Answers
+from imprint.server.config import Settings
+from imprint.server.event_feed import EventFeed
+from imprint.server.intake import Intake
+from imprint.server.jobs import Jobs
+from imprint.server.journal_thread import JournalThread
+from imprint.server.messages import Observation
+from imprint.server.metrics import Metrics
+from imprint.server.pool_interface import Pool
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What a handler may call."""
+
+    settings: Settings
+    metrics: Metrics
+    journal: JournalThread
+    pool: Pool
+    jobs: Jobs
+    intake: Intake
+    answers: Answers
+    events: EventFeed
+
+    @classmethod
+    async def start(cls, settings: Settings, pool: Pool, metrics: Metrics) -> "Services":
+        """Open the journal, start the pool, take up unfinished jobs.
+
+        Raises CheckpointError or JournalError before anything runs.
+        """
+        tokenizer = load_tokenizer(settings.model)
+        journal = JournalThread(settings.journal_path)
+        jobs = Jobs(
+            journal,
+            pool,
+            tokenizer,
+            metrics,
+            model=settings.served_model_name,
+            max_active=settings.max_active_adaptations,
+            drain_timeout_s=settings.drain_timeout_s,
+        )
+        intake = Intake(settings, jobs, tokenizer, metrics)
+        pool.on_observation = _Observer(metrics)
+        await pool.start()
+        await jobs.start()
+        return cls(
+            settings=settings,
+            metrics=metrics,
+            journal=journal,
+            pool=pool,
+            jobs=jobs,
+            intake=intake,
+            answers=Answers(settings, jobs, intake, pool, tokenizer, metrics),
+            events=EventFeed(journal, jobs, max_streams=settings.max_event_streams),
+        )
+
+    async def close(self) -> None:
+        """Leave unfinished jobs to the next start, end the workers, close the journal."""
+        await self.jobs.close()
+        await self.pool.close(grace_s=self.jobs.drain_left_s)
+        await self.journal.close()
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that received the request."""
+    services: Services = request.app.state.services
+    return services
+
+
+FromApp = Annotated[Services, Depends(services_of)]
+
+
+class _Observer:
+    """Counts what workers measure; a name that this build does not know is logged once."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._unknown: set[str] = set()
+
+    def __call__(self, observation: Observation) -> None:
+        if observation.name in self._metrics.declared:
+            self._metrics.observe(observation)
+        elif observation.name not in self._unknown:
+            self._unknown.add(observation.name)
+            logger.warning("a worker measures %s, which is not declared", observation.name)
