@@ -45,71 +45,102 @@ def query_step(
         raise ValueError(
             f"positions {tuple(positions_QN.shape)} for {delta.num} deltas and {len(seeds)} seeds"
         )
-    branches = BranchSet(model, config, tokens_T, positions_QN, seeds=seeds, step=step)
-    recall_N = recall_mask(num_positions, config, step)
-    sequences = 1 + (config.group_size if config.lambda_rl > 0 else 0)
-    row_tokens = config.cue_tokens + sequences * config.rollout_length
-    at_once = max(1, 2 * config.segment_tokens // (num_positions * row_tokens))
-    for first in range(0, num_deltas, at_once):
-        last = min(first + at_once, num_deltas)
-        rows_R = torch.arange(first * num_positions, last * num_positions)
-        states = yield from _leave(
-            model, config, positions_QN[first:last], recall_N, end_state, reading
-        )
+    step_branches = _QueryBranches(
+        BranchSet(model, config, tokens_T, positions_QN, seeds=seeds, step=step),
+        tokens_T,
+        recall_mask(num_positions, config, step),
+        delta,
+        end_state,
+        reading,
+    )
+    yield from step_branches.run()
+    return step_branches.branches.result(step_branches.recall_N)
+
+
+class _QueryBranches:
+    """The branches of all deltas, in batches: several whole deltas, or parts of a single one."""
+
+    def __init__(
+        self,
+        branches: BranchSet,
+        tokens_T: Tensor,
+        recall_N: Tensor,
+        delta: LoraDelta,
+        end_state: RecurrentState,
+        reading: Reading | None,
+    ) -> None:
+        self.branches, self.config, self.model = branches, branches.config, branches.model
+        self.tokens_T, self.recall_N, self.delta = tokens_T, recall_N, delta
+        self.end_state, self.reading = end_state, reading
+        self.rolls = self.config.lambda_rl > 0
+
+    def run(self) -> Generator[Work, None, None]:
+        """Sample, judge and go backward, batch by batch."""
+        num_rows, num_positions = self.branches.positions_QN.numel(), self.branches.num_positions
+        at_once = self.config.branches_at_once
+        whole = max(1, at_once // num_positions) * num_positions
+        batches = [
+            rows_R
+            for deltas_R in torch.split(torch.arange(num_rows), whole)
+            for rows_R in torch.split(
+                deltas_R, max(at_once, 1) if at_once < num_positions else whole
+            )
+        ]
+        if self.rolls and self.branches.waits_for_all:
+            for rows_R in batches:
+                yield from self._sample(rows_R)
+            self.branches.settle()
+        for rows_R in batches:
+            yield from self._learn(rows_R)
+
+    def _part(self, rows_R: Tensor) -> LoraDelta:
+        first, last = int(rows_R[0]), int(rows_R[-1])
+        num = self.branches.num_positions
         with torch.enable_grad():
-            part = delta.slice(first, last) if last - first < num_deltas else delta
-        yield from _one_batch(branches, tokens_T, rows_R, states, part)
-    return branches.result(recall_N)
+            return self.delta.slice(first // num, last // num + 1)
 
+    def _sample(self, rows_R: Tensor) -> Generator[Work, None, None]:
+        states = yield from self._leave(rows_R)
+        part = self._part(rows_R).detach()
+        with torch.no_grad():
+            start = self._cues(rows_R, states, part)
+        num_tokens = self.branches.sample(rows_R, start, part)
+        yield Work("rollout", len(rows_R) * self.config.cue_tokens, rollout_tokens=num_tokens)
 
-def _one_batch(
-    branches: BranchSet,
-    tokens_T: Tensor,
-    rows_R: Tensor,
-    states: RecurrentState,
-    delta: LoraDelta,
-) -> Generator[Work, None, None]:
-    """Cues, rollouts, losses and backward of the rows of whole deltas."""
-    config, model = branches.config, branches.model
-    positions_R = branches.positions_QN.flatten()[rows_R]
-    with torch.enable_grad():
-        start = read_cues(model, tokens_T, positions_R, states, config.cue_tokens, delta=delta)
-    num_cues = len(rows_R) * config.cue_tokens
-    num_sequences = 1
-    yield Work("forward", forward_tokens=num_cues)
-    if config.lambda_rl > 0:
-        num_sequences += config.group_size
-        num_rolled = branches.sample(rows_R, start, delta)
-        if branches.waits_for_all:
-            branches.settle()
-        yield Work("rollout", rollout_tokens=num_rolled)
-    with torch.enable_grad():
-        loss = branches.loss_with_truth(rows_R, start, delta)
-    torch.autograd.backward([loss])
-    num_read = len(rows_R) * num_sequences * config.rollout_length
-    yield Work("backward", forward_tokens=num_read, backward_tokens=num_cues + num_read)
+    def _learn(self, rows_R: Tensor) -> Generator[Work, None, None]:
+        states = yield from self._leave(rows_R)
+        part = self._part(rows_R)
+        with torch.enable_grad():
+            start = self._cues(rows_R, states, part)
+        num_cues = len(rows_R) * self.config.cue_tokens
+        yield Work("forward", forward_tokens=num_cues)
+        if self.rolls and not self.branches.waits_for_all:
+            num_rolled = self.branches.sample(rows_R, start, part)
+            yield Work("rollout", rollout_tokens=num_rolled)
+        with torch.enable_grad():
+            loss = self.branches.loss_with_truth(rows_R, start, part)
+        torch.autograd.backward([loss])
+        num_read = len(rows_R) * (self.config.branch_tokens - self.config.cue_tokens)
+        yield Work("backward", forward_tokens=num_read, backward_tokens=num_cues + num_read)
 
+    def _cues(self, rows_R: Tensor, states: RecurrentState, part: LoraDelta) -> BranchStart:
+        positions_R = self.branches.positions_QN.flatten()[rows_R]
+        cue_tokens = self.config.cue_tokens
+        return read_cues(self.model, self.tokens_T, positions_R, states, cue_tokens, delta=part)
 
-def _leave(
-    model: DeltaNet,
-    config: RefineConfig,
-    positions_QN: Tensor,
-    recall_N: Tensor,
-    end_state: RecurrentState,
-    reading: Reading | None,
-) -> Generator[Work, None, RecurrentState]:
-    """The states from which the cues are read, one row per branch."""
-    recall_R = recall_N.repeat(len(positions_QN))
-    if bool(recall_R.all()):
-        return end_state.fork(recall_R.numel())
-    if reading is None or not reading.states:
-        raise ValueError("branches that continue need a reading with its states kept")
-    positions_R = positions_QN.flatten()
-    leave_R = (positions_R - config.cue_tokens).clamp_min(0)
-    inside: BranchStart = yield from states_at(model, reading, leave_R[~recall_R])
-    num_recalls = int(recall_R.sum())
-    if num_recalls == 0:
-        return inside.state
-    both = RecurrentState.stack([end_state.fork(num_recalls), inside.state])
-    order = torch.cat((recall_R.nonzero().flatten(), (~recall_R).nonzero().flatten()))
-    return both.select(order.argsort())
+    def _leave(self, rows_R: Tensor) -> Generator[Work, None, RecurrentState]:
+        """The states from which the cues are read, one row per branch."""
+        recall_R = self.recall_N[rows_R % self.branches.num_positions]
+        num_recalls = int(recall_R.sum())
+        if num_recalls == len(rows_R):
+            return self.end_state.fork(num_recalls)
+        if self.reading is None or not self.reading.states:
+            raise ValueError("branches that continue need a reading with its states kept")
+        positions_R = self.branches.positions_QN.flatten()[rows_R]
+        leave_R = (positions_R - self.config.cue_tokens).clamp_min(0)
+        inside = yield from states_at(self.model, self.reading, leave_R[~recall_R])
+        if num_recalls == 0:
+            return inside.state
+        both = RecurrentState.stack([self.end_state.fork(num_recalls), inside.state])
+        order = torch.cat((recall_R.nonzero().flatten(), (~recall_R).nonzero().flatten()))
+        return both.select(order.argsort())

@@ -56,6 +56,10 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 }
 
 
+MAX_BRANCH_TOKENS: Final = 65536
+"""Bound of what the branches of one step may cost together."""
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used. `field` names it, the message carries its value."""
 
@@ -147,6 +151,12 @@ class RefineConfig:
             raise ConfigError("smoothing", f"smoothing must be odd or 0, got {self.smoothing}")
         if self.lambda_rl == 0 and self.lambda_ntp == 0:
             raise ConfigError("lambda_rl", "lambda_rl and lambda_ntp cannot both be 0")
+        if self.positions * self.branch_tokens > MAX_BRANCH_TOKENS:
+            raise ConfigError(
+                "positions",
+                f"positions * (cue_tokens + (group_size + 1) * rollout_length) must be at most "
+                f"{MAX_BRANCH_TOKENS}, got {self.positions * self.branch_tokens}",
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", f"betas must lie in [0, 1), got {self.betas}")
         if not self.blend_factors or not all(0 < factor <= 1 for factor in self.blend_factors):
@@ -158,6 +168,16 @@ class RefineConfig:
     def smoothing_width(self) -> int:
         """The odd kernel that smooths the entropies."""
         return self.smoothing or self.rollout_length + (self.rollout_length % 2 == 0)
+
+    @property
+    def branch_tokens(self) -> int:
+        """Tokens that a position's cue, rollouts and true continuation have together."""
+        return self.cue_tokens + (self.group_size + 1) * self.rollout_length
+
+    @property
+    def branches_at_once(self) -> int:
+        """How many positions fit one quantum of about two segments."""
+        return max(1, 2 * self.segment_tokens // self.branch_tokens)
 
     @property
     def needs_hidden(self) -> bool:

@@ -62,6 +62,11 @@ def recall_mask(num: int, config: RefineConfig, step: int) -> Tensor:
     return ((turn * config.recall_fraction).floor().diff() > 0)[:num]
 
 
+def row_batches(rows_R: Tensor, size: int) -> list[Tensor]:
+    """The rows in pieces of at most `size`; none for no rows."""
+    return list(torch.split(rows_R, size)) if len(rows_R) else []
+
+
 class BranchSet:
     """The branches of one step, rows in groups of N per delta.
 

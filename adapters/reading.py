@@ -96,7 +96,10 @@ def states_at(
     done = 0
     while done < len(order):
         longest = max(lengths[order[done]], 1)
-        rows = order[done : done + max(1, 2 * reading.segment_tokens // longest)]
+        most = max(1, 2 * reading.segment_tokens // longest)
+        # of similar length only, so that little is padding
+        rows = [row for row in order[done : done + most] if 4 * lengths[row] >= 3 * longest]
+        rows = rows or order[done : done + 1]
         done += len(rows)
         starts.append(_read_from_kept(model, reading, [positions[row] for row in rows], delta))
         yield Work("read", forward_tokens=sum(lengths[row] for row in rows))

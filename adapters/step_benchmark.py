@@ -1,13 +1,35 @@
-"""What a REFINE step costs, against one reading and against the published loop."""
+"""What a REFINE step costs: against one reading, against the published loop, and in memory.
+
+The loop it is compared with is the oracle of the tests, so this runs in a source tree. Pairs are
+timed alternately, so that a busy machine slows both. Limit: CPU, one document of random tokens.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import resource
+import statistics
 import sys
+import time
+from collections.abc import Callable, Generator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.policy import StepResult
+from imprint.adapters.reading import Work, read_segments
+from imprint.adapters.selection import select_positions
+from imprint.adapters.trunk import trunk_step
+from imprint.models import BUNDLED, DeltaNet, LoraDelta, load_model
 
 _ORACLE = Path(__file__).resolve().parents[1] / "tests" / "adapters" / "oracle.py"
+_PEAK_TOKENS = (8192, 32768)
 
 
 def load_oracle() -> ModuleType:
@@ -21,3 +43,215 @@ def load_oracle() -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def run_step_benchmark(
+    *,
+    model: Path = BUNDLED,
+    num_tokens: int = 4096,
+    positions: int = 8,
+    rollout_length: int = 5,
+    segment_tokens: int = 512,
+    repeats: int = 7,
+    literal_repeats: int = 3,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure, and return JSON values: the ratios first, then medians and spreads in seconds."""
+    say = progress or (lambda _: None)
+    bench = _Bench(
+        load_model(model),
+        RefineConfig(
+            scope="lora",
+            branches="continue",
+            positions=positions,
+            rollout_length=rollout_length,
+            segment_tokens=segment_tokens,
+        ),
+        num_tokens,
+        seed,
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        say("a step of 4 rollouts against one reading")
+        reading = _alternately(bench.reading, bench.step(4), repeats)
+        say("the literal loop against the trunk, 1 rollout")
+        single = _alternately(bench.step(1), bench.literal(1), literal_repeats)
+        say("the literal loop against the trunk, 8 rollouts")
+        eight = _alternately(bench.step(8), bench.literal(8), literal_repeats)
+        say("gradients")
+        error = bench.grad_rel_error()
+    finally:
+        torch.set_num_threads(before)
+    say("peak memory")
+    peaks = [_peak_in_child(model, size, segment_tokens, threads) for size in _PEAK_TOKENS]
+    return {
+        "grad_rel_error": error,
+        "step_over_reading": reading["ratio"]["median"],
+        "literal_over_trunk": single["ratio"]["median"],
+        "literal_over_trunk_8": eight["ratio"]["median"],
+        "peak_ratio_32k_8k": peaks[1] / peaks[0],
+        "num_tokens": num_tokens,
+        "positions": positions,
+        "rollout_length": rollout_length,
+        "segment_tokens": segment_tokens,
+        "threads": threads,
+        "reading_then_step_4": reading,
+        "trunk_then_literal_1": single,
+        "trunk_then_literal_8": eight,
+        "peak_bytes": dict(zip(map(str, _PEAK_TOKENS), peaks, strict=True)),
+    }
+
+
+class _Bench:
+    """One model, one document, one delta that is not zero."""
+
+    def __init__(self, model: DeltaNet, config: RefineConfig, num_tokens: int, seed: int) -> None:
+        self.model, self.config, self.seed = model, config, seed
+        self.oracle = load_oracle()
+        generator = torch.Generator().manual_seed(seed)
+        self.tokens_T = torch.randint(model.config.vocab_size, (num_tokens,), generator=generator)
+        self.delta = LoraDelta.init(model.lora_targets(), config.lora_rank, seed=seed)
+        for tensor in self.delta.b.values():
+            tensor.normal_(0.0, 1e-3, generator=generator)
+        self.delta.requires_grad_()
+        self.settings = self.oracle.Settings(
+            config.lambda_rl, config.lambda_ntp, config.cue_tokens, "lora", config.rollout_length
+        )
+
+    def reading(self) -> None:
+        """One pass without gradients, entropies included."""
+        _drain(read_segments(self.model, self.tokens_T, segment_tokens=self.config.segment_tokens))
+
+    def step(self, group_size: int) -> Callable[[], StepResult]:
+        """A whole step: reading, selection, rollouts, gradients."""
+        config = self.config.replace(group_size=group_size)
+
+        def run() -> StepResult:
+            self._forget_gradients()
+            step = trunk_step(
+                self.model, self.tokens_T, config, delta=self.delta, seed=self.seed, step=0
+            )
+            result: StepResult = _drain(step)
+            return result
+
+        return run
+
+    def literal(self, group_size: int) -> Callable[[], None]:
+        """The published loop at as many positions, each prefix read again for each rollout."""
+        positions_N = select_positions(
+            torch.zeros(self.tokens_T.numel()), self.config, seed=self.seed, step=0
+        )
+
+        def run() -> None:
+            self._forget_gradients()
+            self.oracle.literal_step(
+                self.model,
+                self.tokens_T.tolist(),
+                positions_N.tolist(),
+                group_size,
+                self.settings,
+                self.delta,
+                torch.Generator().manual_seed(self.seed),
+            )
+
+        return run
+
+    def grad_rel_error(self) -> float:
+        """Norm of the difference to the oracle's gradient over that gradient's norm."""
+        result = self.step(1)()
+        mine = self._flat_gradient()
+        assert result.rollouts_QNGK is not None
+        assert result.advantages_QNG is not None
+        branches = [
+            self.oracle.Branch(int(position), False, rollout.tolist(), float(advantage))
+            for position, rollout, advantage in zip(
+                result.positions_QN[0],
+                result.rollouts_QNGK[0, :, 0],
+                result.advantages_QNG[0, :, 0],
+                strict=True,
+            )
+        ]
+        self._forget_gradients()
+        self.oracle.accumulate_gradients(
+            self.model, self.tokens_T.tolist(), branches, self.settings, self.delta
+        )
+        theirs = self._flat_gradient()
+        return float((mine - theirs).norm() / theirs.norm())
+
+    def _flat_gradient(self) -> Tensor:
+        grads = [tensor.grad for tensor in self.delta.parameters()]
+        return torch.cat([grad.double().flatten() for grad in grads if grad is not None])
+
+    def _forget_gradients(self) -> None:
+        for tensor in self.delta.parameters():
+            tensor.grad = None
+
+
+def _drain(work: Generator[Work, None, Any]) -> Any:
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return stop.value
+
+
+def _alternately(
+    first: Callable[[], object], second: Callable[[], object], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Time both in turn; medians and spreads of each, and of second over first pair by pair."""
+    first()  # warm-up
+    times: list[tuple[float, float]] = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        first()
+        middle = time.perf_counter()
+        second()
+        times.append((middle - start, time.perf_counter() - middle))
+    return {
+        "first_s": _spread([pair[0] for pair in times]),
+        "second_s": _spread([pair[1] for pair in times]),
+        "ratio": _spread([pair[1] / pair[0] for pair in times]),
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _peak_in_child(model: Path, num_tokens: int, segment_tokens: int, threads: int) -> int:
+    """Peak resident bytes of one step above the loaded model, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(
+        target=_measure_peak, args=(model, num_tokens, segment_tokens, threads, theirs)
+    )
+    child.start()
+    theirs.close()
+    try:
+        peak: int = ours.recv()
+    finally:
+        child.join()
+    return peak
+
+
+def _measure_peak(
+    model: Path, num_tokens: int, segment_tokens: int, threads: int, out: Connection
+) -> None:
+    torch.set_num_threads(threads)
+    config = RefineConfig(scope="lora", branches="continue", segment_tokens=segment_tokens)
+    bench = _Bench(load_model(model), config, num_tokens, seed=0)
+    loaded = _resident_bytes("VmRSS")
+    bench.step(config.group_size)()
+    out.send(_resident_bytes("VmHWM") - loaded)
+
+
+def _resident_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (the peak) of this process; the peak for both where not on Linux."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return int(lines[field].split()[0]) * 1024

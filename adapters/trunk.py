@@ -19,7 +19,7 @@ from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.loss import next_token_losses
-from imprint.adapters.policy import BranchSet, StepResult, recall_mask
+from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batches
 from imprint.adapters.reading import Reading, Work, read_segments, states_at
 from imprint.adapters.rollout import BranchStart, read_cues
 from imprint.adapters.selection import select_positions
@@ -92,34 +92,33 @@ class _Backward:
 
     def sample_all(self) -> Generator[Work, None, None]:
         """Roll out every branch from states that are read again, then settle the advantages."""
-        if len(self.recalling):
+        for rows_R in row_batches(self.recalling, self.config.branches_at_once):
             with torch.no_grad():
-                start = self._cues(self.reading.end.state, self.recalling)
-            yield from self._sample(self.recalling, start)
-        if len(self.leaving):
+                start = self._cues(self.reading.end.state, rows_R)
+            yield from self._sample(rows_R, start)
+        for rows_R in row_batches(self.leaving, self.config.branches_at_once):
             start = yield from states_at(
-                self.model, self.reading, self.positions_N[self.leaving], delta=self.delta
+                self.model, self.reading, self.positions_N[rows_R], delta=self.delta
             )
-            yield from self._sample(self.leaving, start)
+            yield from self._sample(rows_R, start)
         self.branches.settle()
 
     def recalls(self) -> Generator[Work, None, Grads | None]:
         """Backward through the branches that leave at the end; the gradient of the end state."""
-        rows_R = self.branches.with_signal(self.recalling)
-        if not len(rows_R):
-            return None
         leaf = self.reading.end.state.leaf()
-        with torch.enable_grad():
-            start = self._cues(leaf, rows_R)
-        num_cues = len(rows_R) * self.config.cue_tokens
-        yield Work("forward", forward_tokens=num_cues)
-        loss = yield from self._policy_loss(rows_R, start)
-        if loss is None:
-            return None
-        _backward([loss], [None])
-        num_branch = len(rows_R) * self.config.group_size * self.config.rollout_length
-        yield Work("backward", backward_tokens=num_cues + num_branch)
-        return leaf.grads()
+        carried = False
+        recalling = self.branches.with_signal(self.recalling)
+        for rows_R in row_batches(recalling, self.config.branches_at_once):
+            with torch.enable_grad():
+                start = self._cues(leaf, rows_R)
+            num_cues = len(rows_R) * self.config.cue_tokens
+            yield Work("forward", forward_tokens=num_cues)
+            loss = yield from self._policy_loss(rows_R, start)
+            if loss is not None:
+                _backward([loss], [None])
+                carried = True
+                yield Work("backward", backward_tokens=num_cues + self._branch_tokens(rows_R))
+        return leaf.grads() if carried else None
 
     def segment(self, index: int, state_grads: Grads | None) -> Generator[Work, None, Grads | None]:
         """Read one segment again and go back through it; the gradient of the state before it."""
@@ -145,9 +144,11 @@ class _Backward:
         roots: list[Tensor] = [*losses, *(end_state.tensors() if state_grads is not None else [])]
         grads: Grads = [*([None] * len(losses)), *(state_grads or [])]
         _backward(roots, grads)
-        num_branch = len(rows_R) * self.config.group_size * self.config.rollout_length
-        yield Work("backward", backward_tokens=last - first + num_branch)
+        yield Work("backward", backward_tokens=last - first + self._branch_tokens(rows_R))
         return leaf.grads() if index else None
+
+    def _branch_tokens(self, rows_R: Tensor) -> int:
+        return len(rows_R) * self.config.group_size * self.config.rollout_length
 
     def _cues(self, end_state: RecurrentState, rows_R: Tensor) -> BranchStart:
         return read_cues(
