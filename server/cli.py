@@ -14,10 +14,10 @@ from importlib.metadata import version
 from imprint.adapters.config import ConfigError
 from imprint.models.errors import ModelError
 from imprint.server.client_errors import ClientError
-from imprint.server.commands import adapt, answer, evaluate, serve, train
+from imprint.server.commands import adapt, answer, bench, evaluate, serve, train
 from imprint.server.commands.common import CommandError, error_console
 
-_COMMANDS = (serve, answer, adapt, evaluate, train)
+_COMMANDS = (serve, answer, adapt, evaluate, bench, train)
 
 
 def build_parser() -> argparse.ArgumentParser:
