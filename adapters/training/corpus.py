@@ -31,7 +31,7 @@ class Prose:
     """Sentences of many documents, drawn as consecutive runs, and the words they are made of."""
 
     def __init__(self, paths: list[Path], *, max_chars: int, seed: int = 0) -> None:
-        """Keep up to 60,000 characters of a document, documents in a shuffled order, up to `max_chars`."""
+        """Keep up to 60,000 characters of each document, in a shuffled order, up to `max_chars`."""
         texts = list(read_documents(paths))
         random.Random(seed).shuffle(texts)
         self.documents: list[list[str]] = []

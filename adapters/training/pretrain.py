@@ -65,8 +65,8 @@ class Optimizers:
 def prime_induction(model: DeltaNet) -> None:
     """Start the first head of every layer as an associative memory of "what came after this token".
 
-    Its queries and keys share their projection; the query's convolution looks at the current token,
-    the key's at the one before. Without it, recall appeared only after millions of tokens, if at all.
+    Its queries and keys share their projection; the query's convolution looks at the current
+    token, the key's at the one before. Without it there was no recall after two million tokens.
     """
     for layer in model.model.layers:
         mixer = layer.attn
@@ -158,7 +158,7 @@ class Pretraining:
         logged_tokens, losses = self.num_tokens, []
         while self.num_tokens < self.config.total_tokens:
             started = time.monotonic()
-            losses.append(self._step())
+            losses.append(self.take_step())
             now = time.monotonic()
             self.seconds += now - started
             if now - logged_at > log_every_s:
@@ -175,7 +175,8 @@ class Pretraining:
                 saved_at = now
         self.save()
 
-    def _step(self) -> float:
+    def take_step(self) -> float:
+        """Draw one batch and learn from it; returns the loss."""
         tokens_BT, weights_BT, kinds = draw_batch(
             self.config, self.tasks, self.step, self.num_tokens
         )

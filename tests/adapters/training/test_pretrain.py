@@ -1,0 +1,111 @@
+"""Pre-training runs: they learn, stop and go on, and refuse what they do not understand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from imprint.adapters.training.config import PretrainConfig
+from imprint.adapters.training.pretrain import Pretraining, pretrain, prime_induction
+from imprint.models import DeltaNet, ModelConfig, load_model
+
+CONFIG = """
+seed = 3
+warmup_steps = 2
+[model]
+vocab_size = 320
+hidden_size = 32
+num_hidden_layers = 1
+num_heads = 2
+intermediate_size = 64
+[[stages]]
+until_tokens = {first}
+batch_tokens = 256
+lengths = {{ 64 = 1.0 }}
+kinds = {{ repeat = 1.0 }}
+[[stages]]
+until_tokens = {second}
+batch_tokens = 256
+lengths = {{ 64 = 0.5, 128 = 0.5 }}
+kinds = {{ needles = 0.5, prose = 0.5 }}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(CONFIG.format(first=1024, second=2048))
+    return path
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    config_file: Path, corpus: Path, tmp_path: Path
+) -> None:
+    files = sorted(corpus.glob("*.zst"))
+    config = PretrainConfig.load(config_file)
+    whole = Pretraining(config, files, tmp_path / "whole")
+    whole.run()
+    halves = Pretraining(config, files, tmp_path / "halves")
+    for _ in range(3):
+        halves.take_step()
+    halves.save()
+    Pretraining(config, files, tmp_path / "halves").run()
+    first, second = (load_model(tmp_path / name).state_dict() for name in ("whole", "halves"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prose.toml"
+    path.write_text(CONFIG.format(first=10**6, second=10**7).replace("repeat", "prose"))
+    run = Pretraining(PretrainConfig.load(path), sorted(corpus.glob("*.zst")), tmp_path / "run")
+    losses = [run.take_step() for _ in range(40)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_a_folder_without_a_corpus_is_refused(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no train-\*\.jsonl\.zst"):
+        pretrain(config_file, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed = 3\nspeed = 9", "unknown field 'speed'"),
+        ("", "needs at least one"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    text = CONFIG.format(first=1, second=2).replace("seed = 3", line)
+    if not line:
+        text = "stages = []\n[model]\nhidden_size = 32\nnum_heads = 2\n"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        PretrainConfig.load(path)
+
+
+def test_a_stage_that_ends_before_the_one_before_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(CONFIG.format(first=10, second=5))
+    with pytest.raises(ValueError, match="must rise"):
+        PretrainConfig.load(path)
+
+
+def test_the_rate_warms_up_holds_and_falls(config_file: Path) -> None:
+    config = PretrainConfig.load(config_file)
+    assert config.rate_at(0, 0) == pytest.approx(config.learning_rate / 2)
+    assert config.rate_at(50, 1000) == config.learning_rate
+    assert config.rate_at(50, config.total_tokens) == pytest.approx(config.learning_rate / 20)
+
+
+def test_primed_heads_look_back_one_token() -> None:
+    config = ModelConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_heads=2)
+    model = DeltaNet(config)
+    model.reset_parameters(0)
+    prime_induction(model)
+    mixer = model.model.layers[1].attn
+    assert torch.equal(mixer.q_proj.weight[:16], mixer.k_proj.weight[:16])
+    assert mixer.k_conv1d.weight[0, 0].tolist() == [0.0, 0.0, 1.0, 0.0]
+    assert mixer.q_conv1d.weight[0, 0].tolist() == [0.0, 0.0, 0.0, 1.0]

@@ -1,0 +1,71 @@
+"""What the bundled model practises: lengths, weights, and that answers are in the text."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from imprint.adapters.evaluation.wordings import HELD_OUT
+from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
+from imprint.adapters.training.tasks import Tasks
+
+KINDS = ("repeat", "needles", "ruler", "pairs", "prose")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [64, 256, 1024])
+def test_samples_have_the_asked_length_and_a_weight_per_token(
+    tasks: Tasks, kind: str, length: int
+) -> None:
+    sample = tasks.draw(kind, random.Random(1), length)
+    assert len(sample.tokens) == len(sample.weights) == length
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_random_stream_decides_everything(tasks: Tasks, kind: str) -> None:
+    first, again = (tasks.draw(kind, random.Random(7), 256) for _ in range(2))
+    other = tasks.draw(kind, random.Random(8), 256)
+    assert first.tokens == again.tokens
+    assert first.weights == again.weights
+    assert first.tokens != other.tokens
+
+
+@pytest.mark.parametrize("kind", ["needles", "ruler"])
+def test_every_answer_stands_in_the_document_before_its_question(tasks: Tasks, kind: str) -> None:
+    checked = 0
+    for seed in range(30):
+        sample = tasks.draw(kind, random.Random(seed), 512)
+        for start, stop in answer_spans(sample.weights):
+            answer = tasks.tokenizer.decode(sample.tokens[start:stop])
+            before = tasks.tokenizer.decode(sample.tokens[:start])
+            for number in re.findall(r"\d{3,9}", answer):
+                assert number in before
+                checked += 1
+    assert checked > 30
+
+
+def test_repeats_weigh_one_where_the_span_has_been_seen(tasks: Tasks) -> None:
+    sample = tasks.draw("repeat", random.Random(3), 256)
+    for start, stop in answer_spans(sample.weights):
+        span = sample.tokens[start:stop]
+        seen = sample.tokens[:start]
+        assert any(seen[i : i + len(span)] == span for i in range(len(seen)))
+
+
+def test_nothing_held_out_is_practised(tasks: Tasks) -> None:
+    held_out_keys = {f"{a}-{n}" for a in ADJECTIVES["heldout"] for n in NOUNS["heldout"]}
+    openings = [wording.needle.split("{")[0] for wording in HELD_OUT]
+    for seed in range(40):
+        text = tasks.tokenizer.decode(tasks.draw("needles", random.Random(seed), 512).tokens)
+        assert not any(opening in text for opening in openings)
+        assert not held_out_keys & set(re.findall(r"[a-z]+-[a-z]+", text))
+
+
+def answer_spans(weights: list[float]) -> list[tuple[int, int]]:
+    """Runs of tokens that weigh one."""
+    edges = [0.0, *weights, 0.0]
+    starts = [i for i in range(len(weights)) if edges[i + 1] == 1.0 and edges[i] != 1.0]
+    stops = [i for i in range(1, len(weights) + 1) if edges[i] == 1.0 and edges[i + 1] != 1.0]
+    return list(zip(starts, stops, strict=True))
