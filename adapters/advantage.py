@@ -40,7 +40,7 @@ def compute_advantages(name: str, rewards_QNG: Tensor) -> Tensor:
     """Advantages [Q, N, G] in float64; groups of one, and tied groups, get zeros."""
     rewards = rewards_QNG.double()
     groups = rewards if rewards.shape[-1] > 1 else rewards.mT
-    if groups.shape[-1] == 1:
+    if groups.shape[-1] < 2 or groups.numel() == 0:
         return rewards.new_zeros(rewards.shape)
     tied = groups.amax(-1, keepdim=True) == groups.amin(-1, keepdim=True)
     advantages = _ADVANTAGES[name](groups).masked_fill(tied, 0.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
-from imprint.adapters.policy import BranchSet, StepResult, recall_mask
+from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batches
 from imprint.adapters.reading import Reading, Work, states_at
 from imprint.adapters.rollout import BranchStart, read_cues
 from imprint.models import DeltaNet, LoraDelta, RecurrentState
@@ -79,13 +79,9 @@ class _QueryBranches:
         num_rows, num_positions = self.branches.positions_QN.numel(), self.branches.num_positions
         at_once = self.config.branches_at_once
         whole = max(1, at_once // num_positions) * num_positions
-        batches = [
-            rows_R
-            for deltas_R in torch.split(torch.arange(num_rows), whole)
-            for rows_R in torch.split(
-                deltas_R, max(at_once, 1) if at_once < num_positions else whole
-            )
-        ]
+        batches = row_batches(torch.arange(num_rows), whole)
+        if at_once < num_positions:
+            batches = [part_R for rows_R in batches for part_R in row_batches(rows_R, at_once)]
         if self.rolls and self.branches.waits_for_all:
             for rows_R in batches:
                 yield from self._sample(rows_R)

@@ -212,7 +212,10 @@ def read_all(model: DeltaNet, tokens_T: Tensor, config: RefineConfig) -> Any:
 @pytest.mark.parametrize("lambda_ntp", [0.0, 1.0])
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("branches", ["recall", "continue", "mixed"])
-def test_query_lora(oracle: ModuleType, branches: str, group_size: int, lambda_ntp: float) -> None:
+@pytest.mark.parametrize("segment_tokens", [16, 64, 512], ids=["split", "deltas", "at_once"])
+def test_query_lora(
+    oracle: ModuleType, branches: str, group_size: int, lambda_ntp: float, segment_tokens: int
+) -> None:
     config = RefineConfig.from_dict(
         {
             **BASE,
@@ -220,7 +223,7 @@ def test_query_lora(oracle: ModuleType, branches: str, group_size: int, lambda_n
             "branches": branches,
             "group_size": group_size,
             "lambda_ntp": lambda_ntp,
-            "segment_tokens": 32,  # fewer than the rows of three deltas need: several batches
+            "segment_tokens": segment_tokens,
         }
     )
     model, tokens_T = tiny_model(), document(70)

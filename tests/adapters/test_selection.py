@@ -1,0 +1,153 @@
+"""Positions: margins, held-out places, short documents, distributions, focus."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.selection import (
+    allowed_positions,
+    focus_positions,
+    relevance,
+    select_positions,
+    smooth_entropy,
+)
+
+
+def entropy(length: int, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.rand(length, generator=torch.Generator().manual_seed(seed))
+
+
+def test_smoothing_is_the_mean_of_the_neighbours_there_are() -> None:
+    assert smooth_entropy(torch.tensor([1.0, 2.0, 6.0, 1.0]), 3).tolist() == [1.5, 3.0, 3.0, 3.5]
+    assert smooth_entropy(torch.tensor([4.0]), 5).tolist() == [4.0]
+    assert smooth_entropy(torch.empty(0), 5).numel() == 0
+
+
+def test_one_position_a_segment_inside_the_margins() -> None:
+    config = RefineConfig(positions=4, margin_tokens=20)
+    window = torch.arange(20, 1000 - 20 + 1).tensor_split(4)
+    for step in range(20):
+        positions = select_positions(entropy(1000), config, seed=1, step=step)
+        assert len(positions) == 4
+        for position, segment in zip(positions, window, strict=True):
+            assert segment[0] <= position <= segment[-1]
+
+
+@given(st.integers(0, 80), st.integers(1, 12), st.integers(1, 9), st.integers(0, 30))
+@settings(max_examples=200, deadline=None)
+def test_documents_of_any_length(length: int, count: int, rollout: int, margin: int) -> None:
+    config = RefineConfig(positions=count, rollout_length=rollout, margin_tokens=margin)
+    positions = select_positions(entropy(length), config, seed=0, step=0).tolist()
+    assert positions == sorted(set(positions))
+    assert len(positions) == max(0, min(count, length - rollout))
+    assert all(1 <= position <= length - rollout for position in positions)
+
+
+def test_margins_shrink_only_where_they_must() -> None:
+    config = RefineConfig(positions=8, margin_tokens=20, rollout_length=5)
+    wide = allowed_positions(200, config)
+    assert (int(wide[0]), int(wide[-1])) == (20, 180)
+    tight = allowed_positions(41, config)
+    assert len(tight) >= 8
+    assert int(tight[0]) > 1
+
+
+def test_held_out_tokens_are_never_rolled_over() -> None:
+    config = RefineConfig(positions=8, rollout_length=5, margin_tokens=0)
+    excluded = torch.zeros(120, dtype=torch.bool)
+    excluded[30:35] = excluded[70:75] = True
+    for step in range(50):
+        for positions in (
+            select_positions(entropy(120), config, seed=2, step=step, excluded_T=excluded),
+            focus_positions(
+                entropy(120), torch.ones(120), config, seed=2, step=step, excluded_T=excluded
+            ),
+        ):
+            assert len(positions) == 8
+            for position in positions.tolist():
+                assert not excluded[position : position + 5].any()
+    everything = torch.ones(120, dtype=torch.bool)
+    assert len(select_positions(entropy(120), config, seed=0, step=0, excluded_T=everything)) == 0
+
+
+@pytest.mark.parametrize(("selection", "wanted"), [("argmax", 60), ("argmin", 40)])
+def test_extremes(selection: str, wanted: int) -> None:
+    scores = torch.ones(100)
+    scores[59], scores[39] = 2.0, 0.5
+    config = RefineConfig(positions=1, selection=selection, smoothing=1)
+    assert select_positions(scores, config, seed=0, step=0).tolist() == [wanted]
+
+
+def test_entropy_selection_follows_the_softmax_and_uniform_does_not() -> None:
+    scores = torch.zeros(24)
+    scores[9] = 2.0  # position 10, about e^2 times as likely as any other
+    config = RefineConfig(positions=1, smoothing=1, margin_tokens=0, rollout_length=4)
+    drawn = Counter(
+        int(select_positions(scores, config, seed=4, step=step)) for step in range(2000)
+    )
+    expected = 7.389 / (7.389 + 19)
+    assert drawn[10] / 2000 == pytest.approx(expected, abs=0.04)
+    uniform = config.replace(selection="uniform")
+    drawn = Counter(
+        int(select_positions(scores, uniform, seed=4, step=step)) for step in range(2000)
+    )
+    assert drawn[10] / 2000 == pytest.approx(1 / 20, abs=0.02)
+    assert set(drawn) == set(range(1, 21))
+
+
+def test_draws_depend_on_seed_and_step_alone() -> None:
+    config = RefineConfig()
+
+    def draw(seed: int, step: int) -> list[int]:
+        chosen: list[int] = select_positions(entropy(400), config, seed=seed, step=step).tolist()
+        return chosen
+
+    assert draw(1, 2) == draw(1, 2)
+    assert draw(1, 2) != draw(1, 3)
+    assert draw(1, 2) != draw(2, 2)
+
+
+def test_relevance_peaks_right_after_the_rare_terms_of_the_question() -> None:
+    filler = [1, 2, 3, 4] * 100
+    document = [*filler[:200], 1, 2, 50, 51, 3, 90, *filler[200:]]
+    scores = relevance(document, [1, 2, 50, 51, 7], window=8)
+    assert scores.shape == (len(document),)
+    assert float(scores.max()) == 1.0
+    assert int(scores.argmax()) == 203  # the last token of "50 51": position 204 comes after it
+    assert scores[204] > scores[206] > scores[100]
+    assert float(scores[:190].max()) < 0.3
+
+
+def test_relevance_of_nothing_in_common_is_zero() -> None:
+    assert not relevance([1, 2, 3], [9, 8], window=4).any()
+    assert not relevance([1, 2, 3], [], window=4).any()
+    assert relevance([], [1], window=4).numel() == 0
+    assert relevance([5], [5], window=4).tolist() == [1.0]
+
+
+def test_focus_goes_where_the_question_points() -> None:
+    generator = torch.Generator().manual_seed(0)
+    document = torch.randint(0, 40, (600,), generator=generator).tolist()
+    document[400:404] = [90, 91, 92, 93]
+    config = RefineConfig(positions=8, focus_gamma=10.0, focus_window=16)
+    scores = relevance(document, [90, 91, 92, 93], window=config.focus_window)
+    positions = focus_positions(entropy(600), scores, config, seed=0, step=0).tolist()
+    assert positions == sorted(set(positions))
+    assert len(positions) == 8
+    assert sum(401 <= position <= 420 for position in positions) >= 6
+    indifferent = config.replace(focus_gamma=0.0)
+    positions = focus_positions(entropy(600), scores, indifferent, seed=0, step=0).tolist()
+    assert sum(401 <= position <= 420 for position in positions) <= 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 6, 9])
+def test_focus_on_short_documents(length: int) -> None:
+    config = RefineConfig(positions=4, rollout_length=5)
+    positions = focus_positions(entropy(length), torch.zeros(length), config, seed=0, step=0)
+    assert len(positions) == max(0, min(4, length - 5))
