@@ -97,6 +97,7 @@ def read_adapter_file(path: str) -> Adapter:
         raise CorruptAdapterError(f"{path} is not a whole safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise CorruptAdapterError(f"{path} is no adapter file of this version ({FORMAT})")
-    if checksum(tensors, metadata["manifest"]) != metadata["sha256"]:
+    manifest = metadata.get("manifest", "")
+    if checksum(tensors, manifest) != metadata.get("sha256"):
         raise CorruptAdapterError(f"{path} fails its checksum; delete it and adapt again")
-    return Adapter.from_tensors(tensors, json.loads(metadata["manifest"]))
+    return Adapter.from_tensors(tensors, json.loads(manifest))

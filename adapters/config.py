@@ -49,7 +49,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "focus_gamma": (0.0, 1e3),
     "focus_window": (1, 1024),
     "patience": (1, 1000),
-    "probe_places": (0, 256),
+    "probe_places": (1, 256),
     "probe_margin": (0.0, 100.0),
     "probe_confidence": (0.0, 10.0),
     "neutral_margin": (0.0, 100.0),
@@ -133,7 +133,7 @@ class RefineConfig:
     patience: int = 3
     """Probes in a row without improvement after which the steps stop."""
     probe_places: int = 32
-    """Places held out of the adaptation that judge it; 0 switches the recall probe off."""
+    """Places held out of the adaptation that judge it; short documents have fewer."""
     probe_margin: float = 0.0
     """Nats per token by which the probe must improve to be accepted."""
     probe_confidence: float = 1.0

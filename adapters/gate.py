@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imprint.adapters.config import RefineConfig
+from imprint.adapters.config import MAX_BRANCH_TOKENS, RefineConfig
 from imprint.adapters.rollout import branch_logprobs, read_cues
 from imprint.adapters.selection import select_positions
 from imprint.models.deltanet import DeltaNet
@@ -67,11 +67,13 @@ def probe_places(entropy_T: Tensor, config: RefineConfig, *, seed: int) -> tuple
     shortest none. Places are drawn like positions: one a segment, by entropy.
     """
     num_tokens, length = entropy_T.numel(), config.rollout_length
-    num_places = min(config.probe_places, num_tokens // (8 * length))
+    single = config.replace(group_size=1)  # the probe rolls nothing out
+    most = MAX_BRANCH_TOKENS // single.branch_tokens
+    num_places = min(config.probe_places, num_tokens // (8 * length), most)
     excluded_T = torch.zeros(num_tokens, dtype=torch.bool)
     if num_places == 0:
         return torch.empty(0, dtype=torch.long), excluded_T
-    spread = config.replace(positions=num_places)
+    spread = single.replace(positions=num_places)
     places_P = select_positions(entropy_T, spread, seed=seed, step=_PROBE_STEP)
     for place in places_P.tolist():
         excluded_T[place : place + length] = True
@@ -123,6 +125,8 @@ def judge(
     accepted = True
     if not (math.isfinite(gain) and math.isfinite(error)):
         accepted, reason = False, "the probe is not finite"
+    elif len(gain_P) < 2 and config.probe_confidence > 0:
+        accepted, reason = False, "a single place cannot tell an improvement from noise"
     elif gain - config.probe_confidence * error <= config.probe_margin:
         accepted, reason = False, "recall of held-out places did not improve beyond its noise"
     elif neutral_rise_nats is not None and not neutral_rise_nats <= config.neutral_margin:

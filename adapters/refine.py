@@ -52,12 +52,12 @@ def document_tokens(model: DeltaNet, tokens: Sequence[int]) -> Tensor:
     """Token ids as a tensor on the model's device. Raises AdaptationError if there are none."""
     if not tokens:
         raise AdaptationError("document_empty", "the document holds no tokens; send some text")
-    largest = max(tokens)
-    if largest >= model.config.vocab_size or min(tokens) < 0:
-        raise AdaptationError(
-            "invalid_token",
-            f"token id {largest} is outside the vocabulary of {model.config.vocab_size}",
-        )
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < model.config.vocab_size:
+            raise AdaptationError(
+                "invalid_token",
+                f"token id {token} is outside the vocabulary of {model.config.vocab_size}",
+            )
     return torch.tensor(tokens, dtype=torch.long, device=model.device)
 
 

@@ -14,6 +14,20 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SUFFIX = ".safetensors"
 
 
+def _being_written(partial: Path) -> bool:
+    """Whether another live process, such as a second worker, may be writing this file now."""
+    writer = partial.name.split(".")[-2]
+    if not writer.isdigit() or int(writer) == os.getpid():
+        return False
+    try:
+        os.kill(int(writer), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 class AdapterStore:
     """A folder of adapters by id."""
 
@@ -21,7 +35,8 @@ class AdapterStore:
         self.root = Path(root)
         self.root.mkdir(parents=True, exist_ok=True)
         for torn in self.root.glob("*.partial"):
-            torn.unlink()
+            if not _being_written(torn):
+                torn.unlink(missing_ok=True)
 
     def path(self, adapter_id: str) -> Path:
         """Where the adapter lies. Raises ValueError for an id that is no plain name."""
@@ -48,10 +63,10 @@ class AdapterStore:
 
     def load(self, adapter_id: str) -> Adapter:
         """Read and verify. Raises KeyError if it is not there, CorruptAdapterError if broken."""
-        path = self.path(adapter_id)
-        if not path.exists():
-            raise KeyError(adapter_id)
-        return read_adapter_file(str(path))
+        try:
+            return read_adapter_file(str(self.path(adapter_id)))
+        except FileNotFoundError:
+            raise KeyError(adapter_id) from None
 
     def delete(self, adapter_id: str) -> bool:
         """Remove; returns whether it was there. The removal is durable when this returns."""
