@@ -25,7 +25,8 @@ from imprint.server.records import READY, AdaptationRow
 from imprint.server.replies import adaptation_object, answer_object
 from imprint.server.schemas import CreateAnswers, CreateCompletion, parse_focus
 
-LOST_ADAPTER = ("adapter_not_found", "adapter_evicted", "adapter_corrupt")
+# What a worker says of an adapter that it cannot load, and what the client hears.
+LOST_ADAPTER = {"adapter_not_found": "adapter_evicted", "adapter_corrupt": "adapter_corrupt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +148,10 @@ class Answers:
                             usages.append(event.usage)
                             yield {"object": "answer.done", **answers[index]}
         except WorkFailedError as error:
-            if error.code not in LOST_ADAPTER:
-                raise
-            await self._jobs.expire(row.id, error.code)
-            if body.document is not None and not answers:
-                raise _TryAgainError(error) from None
-            raise
+            lost = await self._lost_adapter(row.id, error)
+            if lost is not error and body.document is not None:
+                raise _TryAgainError(lost) from None
+            raise lost from None
         yield {
             "id": work.request_id,
             "object": "answers",
@@ -188,9 +187,15 @@ class Answers:
                         if not isinstance(event, FocusStep):
                             yield event
             except WorkFailedError as error:
-                if adapter is not None and error.code in LOST_ADAPTER:
-                    await self._jobs.expire(adapter, error.code)
-                raise
+                raise await self._lost_adapter(adapter, error) from None
+
+    async def _lost_adapter(self, id: str | None, error: WorkFailedError) -> WorkFailedError:
+        """The error to raise; the adaptation is marked where its adapter turned out to be gone."""
+        code = LOST_ADAPTER.get(error.code)
+        if id is None or code is None:
+            return error
+        await self._jobs.expire(id, code)
+        return WorkFailedError(code, f"the adapter of {id} is gone: {error.message}")
 
     def _timeout_s(self, asked: float | None) -> float:
         return min(asked or self._settings.request_timeout_s, self._settings.request_timeout_s)

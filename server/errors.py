@@ -18,6 +18,7 @@ WORKER_STATUS = {
     "document_too_large": 413,
     "invalid_method": 400,
     "invalid_request": 400,
+    "adapter_not_found": 410,
     "adapter_evicted": 410,
     "adapter_corrupt": 410,
     "cancelled": 409,

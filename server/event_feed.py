@@ -47,6 +47,7 @@ class EventFeed:
                 for event in events:
                     yield event
                     after = event.sequence
+                    shown = {} if job is None else job.progress  # an event says it better
                 if len(events) == PAGE:
                     continue
                 if not row.active:

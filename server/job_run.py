@@ -107,9 +107,10 @@ class JobRun:
             case messages.AdaptationEvent(kind=kind, data=data):
                 if kind != "progress":
                     await self._journal(Journal.add_event, id, kind, data)
+                known = {name: data[name] for name in PROGRESS_FIELDS if name in data}
                 if kind == "step":
                     self._metrics.observe_step(data)
-                known = {name: data[name] for name in PROGRESS_FIELDS if name in data}
+                    known = {"phase": "adapt", **known}
                 job.progress = {**job.progress, **known}
                 self._enter(job.progress.get("phase"))
             case messages.AdaptationRequeued(attempt=attempt, reason=reason):

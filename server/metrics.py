@@ -42,6 +42,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._by_name: dict[str, Any] = {}
         self._restarts_seen: dict[tuple[str, str], int] = {}
+        self._tiers: set[str] = set()
         self._declare_http()
         self._declare_requests()
         self._declare_adaptations()
@@ -92,7 +93,7 @@ class Metrics:
         self.ttft = add(
             Histogram,
             "time_to_first_token_seconds",
-            "From the HTTP request to a sequence's first token.",
+            "From an adapted document's questions to a sequence's first token, focus included.",
             buckets=TTFT_BUCKETS,
         )
         self.inter_token = add(
@@ -248,6 +249,8 @@ class Metrics:
         for gauge, field in gauges:
             tiers = [getattr(s, field) for s in stats]
             # The disk tier is one folder that all workers share: not a sum.
-            for tier in sorted({name for counts in tiers for name in counts}):
+            # A tier that was seen once is shown for ever, so that it can be seen to be empty.
+            self._tiers.update(name for counts in tiers for name in counts)
+            for tier in sorted(self._tiers):
                 values = [counts.get(tier, 0) for counts in tiers]
                 gauge.labels(tier=tier).set(max(values) if tier == "disk" else sum(values))

@@ -1,0 +1,243 @@
+"""The journal: what is written is there after a crash, what is deleted is nowhere."""
+
+import dataclasses
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imprint.server.journal import Journal, JournalError, JournalFullError
+from imprint.server.records import NewAdaptation
+
+NEW = NewAdaptation(
+    id="adp_1",
+    owner="me",
+    text="the secret canary ü",
+    model="tiny",
+    method={"type": "read"},
+    seed=0,
+    num_tokens=4,
+    pinned=True,
+    metadata={"a": "b"},
+)
+
+
+def new(**changes: object) -> NewAdaptation:
+    return dataclasses.replace(NEW, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "journal.sqlite3"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    journal = Journal(path)
+    yield journal
+    journal.close()
+
+
+def create(journal: Journal, **changes: object) -> tuple[str, bool]:
+    row, is_new = journal.create(new(**changes), max_active=10)
+    return row.id, is_new
+
+
+def test_a_row_comes_back_as_it_was(journal: Journal) -> None:
+    create(journal)
+    row = journal.get("adp_1")
+    assert row is not None
+    assert (row.status, row.metadata, row.method) == ("queued", {"a": "b"}, {"type": "read"})
+    assert row.num_bytes == len(NEW.text.encode())
+    assert journal.text("adp_1") == NEW.text
+    assert journal.get("adp_2") is None
+
+
+def test_the_same_work_is_one_job(journal: Journal) -> None:
+    assert create(journal) == ("adp_1", True)
+    assert create(journal, id="adp_2") == ("adp_1", False)
+    for index, change in enumerate(
+        [
+            {"owner": "you"},
+            {"text": "x"},
+            {"model": "m"},
+            {"method": {"type": "refine"}},
+            {"seed": 1},
+        ]
+    ):
+        assert create(journal, id=f"adp_x{index}", **change)[1]
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_what_came_to_nothing_is_tried_anew(journal: Journal, status: str) -> None:
+    create(journal)
+    assert journal.finish("adp_1", status)
+    assert create(journal, id="adp_2") == ("adp_2", True)
+
+
+@pytest.mark.parametrize("status", ["succeeded", "rejected"])
+def test_what_is_ready_is_found(journal: Journal, status: str) -> None:
+    create(journal)
+    journal.finish("adp_1", status)
+    assert create(journal, id="adp_2") == ("adp_1", False)
+    journal.mark_deleting("adp_1")
+    assert create(journal, id="adp_3") == ("adp_3", True)
+
+
+def test_a_job_that_is_being_cancelled_is_not_given_to_others(journal: Journal) -> None:
+    create(journal)
+    journal.request_cancel("adp_1")
+    assert create(journal, id="adp_2") == ("adp_2", True)
+
+
+def test_asking_by_name_keeps_a_job_that_was_made_for_an_answer(journal: Journal) -> None:
+    create(journal, pinned=False)
+    create(journal, id="adp_2", pinned=False)
+    row = journal.get("adp_1")
+    assert row is not None
+    assert not row.pinned
+    create(journal, id="adp_3", pinned=True)
+    row = journal.get("adp_1")
+    assert row is not None
+    assert row.pinned
+
+
+def test_the_queue_is_bounded_but_an_existing_job_is_found(journal: Journal) -> None:
+    journal.create(new(), max_active=1)
+    with pytest.raises(JournalFullError):
+        journal.create(new(id="adp_2", seed=1), max_active=1)
+    assert journal.get("adp_2") is None
+    assert journal.create(new(id="adp_3"), max_active=1)[0].id == "adp_1"
+    journal.finish("adp_1", "succeeded")
+    assert journal.create(new(id="adp_2", seed=1), max_active=1)[1]
+
+
+def test_events_are_numbered_without_gaps(journal: Journal) -> None:
+    create(journal)
+    create(journal, id="adp_2", seed=1)
+    journal.start("adp_1", attempt=1)
+    journal.add_event("adp_1", "step", {"step": 1})
+    journal.requeue("adp_1", reason="worker_died", attempt=2)
+    journal.start("adp_1", attempt=2)
+    journal.finish("adp_1", "succeeded", result={"accepted": True})
+    journal.add_event("adp_9", "step", {})
+    kinds = ["queued", "running", "step", "requeued", "running", "succeeded"]
+    events = journal.events("adp_1", after=0, limit=10)
+    assert [event.kind for event in events] == kinds
+    assert [event.sequence for event in events] == [1, 2, 3, 4, 5, 6]
+    assert [e.kind for e in journal.events("adp_1", after=4, limit=1)] == ["running"]
+    assert [e.kind for e in journal.events("adp_2", after=0, limit=9)] == ["queued"]
+
+
+def test_an_outcome_is_final(journal: Journal) -> None:
+    create(journal)
+    assert journal.finish("adp_1", "succeeded", nbytes=5)
+    assert not journal.finish("adp_1", "cancelled")
+    row = journal.get("adp_1")
+    assert row is not None
+    assert (row.status, row.nbytes) == ("succeeded", 5)
+    assert row.finished_at is not None
+
+
+def test_pages_go_back_in_time(journal: Journal) -> None:
+    for seed in range(5):
+        create(journal, id=f"adp_{seed}", seed=seed)
+    journal.mark_deleting("adp_2")
+    page = journal.page("me", after=None, limit=2)
+    assert [row.id for row in page] == ["adp_4", "adp_3"]
+    assert [row.id for row in journal.page("me", after="adp_3", limit=9)] == ["adp_1", "adp_0"]
+    assert journal.page("you", after=None, limit=9) == []
+
+
+def test_expiry(journal: Journal) -> None:
+    create(journal, expires_after_s=10.0)
+    journal.finish("adp_1", "succeeded")
+    assert journal.due(time.time()) == []
+    assert journal.due(time.time() + 11) == ["adp_1"]
+    assert journal.expire("adp_1", reason="adaptation_expired")
+    assert not journal.expire("adp_1", reason="adaptation_expired")
+    assert journal.due(time.time() + 11) == []
+    row = journal.get("adp_1")
+    assert row is not None
+    assert row.status == "expired"
+
+
+def bytes_on_disk(path: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in path.parent.iterdir())
+
+
+def test_deleting_leaves_no_text_on_disk(journal: Journal, path: Path) -> None:
+    create(journal)
+    create(journal, id="adp_2", seed=1)
+    assert b"secret canary" in bytes_on_disk(path)
+    journal.delete("adp_1")
+    assert b"secret canary" in bytes_on_disk(path)  # adp_2 is about the same document
+    journal.delete("adp_2")
+    assert b"secret canary" not in bytes_on_disk(path)
+    assert journal.get("adp_1") is None
+    assert journal.events("adp_1", after=0, limit=9) == []
+
+
+def test_text_goes_when_nothing_can_need_it(journal: Journal) -> None:
+    create(journal)
+    journal.finish("adp_1", "failed", error={"code": "x", "message": "y", "param": None})
+    with pytest.raises(TypeError):
+        journal.text("adp_1")
+
+
+def test_unfinished_work_is_found_after_a_kill(path: Path) -> None:
+    code = f"""
+import os, signal, dataclasses
+from pathlib import Path
+from imprint.server.journal import Journal
+from imprint.server.records import NewAdaptation
+journal = Journal(Path({str(path)!r}))
+new = NewAdaptation(id="adp_0", owner="me", text="a", model="m", method={{}}, seed=0,
+                    num_tokens=1, pinned=True, metadata={{}})
+for seed in range(6):
+    journal.create(dataclasses.replace(new, id=f"adp_{{seed}}", seed=seed), max_active=99)
+journal.start("adp_1", attempt=1)
+journal.finish("adp_2", "succeeded")
+journal.request_cancel("adp_3")
+journal.finish("adp_4", "succeeded")
+journal.mark_deleting("adp_4")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert killed.returncode == -9
+    journal = Journal(path)
+    rows = {row.id: row for row in journal.unfinished()}
+    assert sorted(rows) == ["adp_0", "adp_1", "adp_3", "adp_4", "adp_5"]
+    assert rows["adp_1"].status == "running"
+    assert rows["adp_3"].cancel_requested
+    assert rows["adp_4"].deleting
+    journal.close()
+
+
+def test_one_server_per_journal(journal: Journal, path: Path) -> None:
+    with pytest.raises(JournalError, match="another server"):
+        Journal(path)
+
+
+def test_another_format_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(JournalError, match="format 99"):
+        Journal(path)
+
+
+def test_garbage_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"this is no database, " * 100)
+    with pytest.raises(JournalError, match="cannot be used"):
+        Journal(path)
+
+
+def test_the_folder_is_private(journal: Journal, path: Path) -> None:
+    assert path.parent.stat().st_mode & 0o077 == 0
