@@ -1,0 +1,185 @@
+"""One worker process over its socket: how it starts, sleeps, stops and dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import zmq
+
+from imprint.server.messages import (
+    Adapt,
+    AdaptationDone,
+    AdaptationStarted,
+    Drain,
+    FromWorker,
+    Generate,
+    Heartbeat,
+    Observations,
+    Prompt,
+    Ready,
+    RequestFailed,
+    SequenceDone,
+    TokenDelta,
+    ToWorker,
+    decode_from_worker,
+    encode,
+)
+from imprint.server.worker_config import WorkerConfig, WorkerStart
+
+LONG = {"type": "refine", "steps": 1000, "patience": 1000, "positions": 4, "lora_rank": 2}
+ENDLESS = Generate(request_id="r", prompts=[Prompt(sequence_id="s", tokens=[5])], max_tokens=10**6)
+
+
+class Peer:
+    """The other end of a worker's socket, and the worker."""
+
+    def __init__(self, checkpoint: Path, folder: Path, **changes: object) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.store = folder / "store"
+        endpoint = f"ipc://{folder}/pool"
+        self.socket.bind(endpoint)
+        worker = WorkerConfig(
+            model=str(checkpoint), store=str(self.store), heartbeat_interval_s=0.1,
+            **changes,  # type: ignore[arg-type]
+        )  # fmt: skip
+        start = WorkerStart(
+            worker=worker, endpoint=endpoint, identity="worker-0.1", parent_pid=os.getpid()
+        )
+        command = [sys.executable, "-m", "imprint.server.worker", msgspec.json.encode(start)]
+        self.process = subprocess.Popen(command)
+
+    def send(self, message: ToWorker) -> None:
+        self.socket.send_multipart([b"worker-0.1", encode(message)])
+
+    def receive(self) -> FromWorker:
+        assert self.socket.poll(30_000), "the worker is silent"
+        return decode_from_worker(self.socket.recv_multipart()[1])
+
+    def until(self, kind: type) -> FromWorker:
+        while not isinstance(message := self.receive(), kind):
+            pass
+        return message
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.socket.close()
+        self.context.term()
+
+
+@pytest.fixture
+def peer(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Peer]:
+    peer = Peer(tiny_checkpoint, tmp_path, drain_timeout_s=1.0)
+    yield peer
+    peer.close()
+
+
+def test_a_worker_says_ready_then_beats_and_sleeps_between(peer: Peer) -> None:
+    ready = peer.receive()
+    assert isinstance(ready, Ready)
+    assert ready.pid == peer.process.pid
+    assert ready.num_parameters > 0
+    process = psutil.Process(ready.pid)
+    peer.until(Heartbeat)
+    before = sum(process.cpu_times()[:2])
+    for _ in range(10):
+        peer.until(Heartbeat)
+    assert sum(process.cpu_times()[:2]) - before < 0.2  # of at least a second
+
+
+def test_heartbeats_go_on_between_quanta_and_a_drain_stops_a_study(peer: Peer) -> None:
+    peer.until(Ready)
+    peer.send(Adapt(adaptation_id="a", tokens=[5] * 400, method=LONG))
+    peer.until(AdaptationStarted)
+    beat = peer.until(Heartbeat)
+    while not (isinstance(beat, Heartbeat) and beat.stats.adaptation_finish_s):
+        beat = peer.until(Heartbeat)
+    assert beat.stats.adaptations_running == 1
+    assert beat.stats.backlog_s > 0
+    names = {value.name for value in peer.until(Observations).values}
+    assert "quantum_duration_seconds" in names
+    peer.send(Drain())
+    assert peer.process.wait(10) == 0
+
+
+def test_sigterm_lets_an_answer_finish(peer: Peer) -> None:
+    peer.until(Ready)
+    peer.send(msgspec.structs.replace(ENDLESS, max_tokens=100))
+    peer.until(TokenDelta)
+    peer.process.send_signal(signal.SIGTERM)
+    peer.until(SequenceDone)
+    assert peer.process.wait(10) == 0
+
+
+def test_a_drain_that_takes_too_long_ends_answers_clearly(peer: Peer) -> None:
+    peer.until(Ready)
+    peer.send(ENDLESS)
+    peer.until(TokenDelta)
+    began = time.monotonic()
+    peer.process.send_signal(signal.SIGTERM)
+    failed = peer.until(RequestFailed)
+    assert isinstance(failed, RequestFailed)
+    assert failed.code == "draining"
+    assert peer.process.wait(10) == 0
+    assert time.monotonic() - began >= 1.0
+
+
+def test_a_second_sigterm_aborts(peer: Peer) -> None:
+    peer.until(Ready)
+    peer.send(ENDLESS)
+    peer.until(TokenDelta)
+    peer.process.send_signal(signal.SIGTERM)
+    peer.until(TokenDelta)
+    time.sleep(0.05)  # two signals sent at once may arrive as one
+    peer.process.send_signal(signal.SIGTERM)
+    assert peer.process.wait(10) == 1
+
+
+def test_a_broken_job_does_not_end_the_worker(peer: Peer) -> None:
+    peer.until(Ready)
+    (peer.store / "b.safetensors").mkdir()
+    peer.send(Adapt(adaptation_id="b", tokens=[5] * 40, method={"type": "read"}))
+    peer.send(Adapt(adaptation_id="c", tokens=[5] * 40, method={"type": "read"}))
+    done = peer.until(AdaptationDone)
+    assert isinstance(done, AdaptationDone)
+    assert done.adaptation_id == "c"
+
+
+def test_a_worker_dies_with_its_parent(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    worker = WorkerConfig(model=str(tiny_checkpoint), store=str(tmp_path / "store"))
+    script = f"""
+import os, subprocess, sys, time, msgspec
+from imprint.server.worker_config import WorkerConfig, WorkerStart
+worker = msgspec.json.decode({msgspec.json.encode(worker)!r}, type=WorkerConfig)
+start = WorkerStart(
+    worker=worker, endpoint="ipc://{tmp_path}/pool", identity="w", parent_pid=os.getpid()
+)
+command = [sys.executable, "-m", "imprint.server.worker", msgspec.json.encode(start)]
+print(subprocess.Popen(command).pid, flush=True)
+time.sleep(60)
+"""
+    context = zmq.Context()
+    socket = context.socket(zmq.ROUTER)
+    socket.bind(f"ipc://{tmp_path}/pool")
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert socket.poll(30_000)  # it stands
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    socket.close()
+    context.term()
