@@ -29,7 +29,6 @@ from imprint.adapters.trunk import trunk_step
 from imprint.models import BUNDLED, DeltaNet, LoraDelta, load_model
 
 _ORACLE = Path(__file__).resolve().parents[1] / "tests" / "adapters" / "oracle.py"
-_PEAK_TOKENS = (8192, 32768)
 
 
 def load_oracle() -> ModuleType:
@@ -54,6 +53,7 @@ def run_step_benchmark(
     segment_tokens: int = 512,
     repeats: int = 7,
     literal_repeats: int = 3,
+    peak_tokens: tuple[int, int] = (8192, 32768),
     threads: int = 1,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -86,7 +86,7 @@ def run_step_benchmark(
     finally:
         torch.set_num_threads(before)
     say("peak memory")
-    peaks = [_peak_in_child(model, size, segment_tokens, threads) for size in _PEAK_TOKENS]
+    peaks = [_peak_in_child(model, size, segment_tokens, threads) for size in peak_tokens]
     return {
         "grad_rel_error": error,
         "step_over_reading": reading["ratio"]["median"],
@@ -101,7 +101,7 @@ def run_step_benchmark(
         "reading_then_step_4": reading,
         "trunk_then_literal_1": single,
         "trunk_then_literal_8": eight,
-        "peak_bytes": dict(zip(map(str, _PEAK_TOKENS), peaks, strict=True)),
+        "peak_bytes": dict(zip(map(str, peak_tokens), peaks, strict=True)),
     }
 
 

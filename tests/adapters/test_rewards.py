@@ -103,6 +103,13 @@ def test_stale_rollouts_are_our_own_mistake() -> None:
         policy_losses(logprobs + 0.1, logprobs, torch.ones(2, 1), RefineConfig())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_pass_through_to_the_caller(value: float) -> None:
+    logprobs = torch.tensor([value, 0.0])
+    losses = policy_losses(logprobs, torch.zeros(2), torch.ones(2), RefineConfig())
+    assert losses[1] == -1
+
+
 def test_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imprint.adapters.loss._RATIO_TOLERANCE", {torch.float32: 100.0})
     new = torch.tensor([1.5, 0.5, 1.5, 0.5, 9.0]).log()
