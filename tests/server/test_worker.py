@@ -36,7 +36,12 @@ from imprint.server.messages import (
 from imprint.server.worker_config import WorkerConfig, WorkerStart
 
 LONG = {"type": "refine", "steps": 1000, "patience": 1000, "positions": 4, "lora_rank": 2}
-ENDLESS = Generate(request_id="r", prompts=[Prompt(sequence_id="s", tokens=[5])], max_tokens=10**6)
+ENDLESS = Generate(
+    request_id="r",
+    prompts=[Prompt(sequence_id=f"s{token}", tokens=[token]) for token in range(5, 13)],
+    max_tokens=10**6,
+)
+"""Greedy decoding of a random model: most of these run into a loop."""
 
 
 class Peer:
