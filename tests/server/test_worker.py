@@ -36,12 +36,9 @@ from imprint.server.messages import (
 from imprint.server.worker_config import WorkerConfig, WorkerStart
 
 LONG = {"type": "refine", "steps": 1000, "patience": 1000, "positions": 4, "lora_rank": 2}
-ENDLESS = Generate(
-    request_id="r",
-    prompts=[Prompt(sequence_id=f"s{token}", tokens=[token]) for token in range(5, 13)],
-    max_tokens=10**6,
-)
-"""Greedy decoding of a random model: most of these run into a loop."""
+ANSWER = Generate(request_id="r", prompts=[Prompt(sequence_id="s", tokens=[5])], max_tokens=100)
+READING = Prompt(sequence_id="s", tokens=[5] * 500_000)
+"""A prompt that takes much longer than any test."""
 
 
 class Peer:
@@ -75,6 +72,13 @@ class Peer:
         while not isinstance(message := self.receive(), kind):
             pass
         return message
+
+    def read_for_ever(self) -> None:
+        """Returns when the worker is at it."""
+        self.send(Generate(request_id="r", prompts=[READING]))
+        beat = self.until(Heartbeat)
+        while not (isinstance(beat, Heartbeat) and beat.stats.slots_used):
+            beat = self.until(Heartbeat)
 
     def close(self) -> None:
         self.process.kill()
@@ -120,7 +124,7 @@ def test_heartbeats_go_on_between_quanta_and_a_drain_stops_a_study(peer: Peer) -
 
 def test_sigterm_lets_an_answer_finish(peer: Peer) -> None:
     peer.until(Ready)
-    peer.send(msgspec.structs.replace(ENDLESS, max_tokens=100))
+    peer.send(ANSWER)
     peer.until(TokenDelta)
     peer.process.send_signal(signal.SIGTERM)
     peer.until(SequenceDone)
@@ -129,8 +133,7 @@ def test_sigterm_lets_an_answer_finish(peer: Peer) -> None:
 
 def test_a_drain_that_takes_too_long_ends_answers_clearly(peer: Peer) -> None:
     peer.until(Ready)
-    peer.send(ENDLESS)
-    peer.until(TokenDelta)
+    peer.read_for_ever()
     began = time.monotonic()
     peer.process.send_signal(signal.SIGTERM)
     failed = peer.until(RequestFailed)
@@ -142,11 +145,9 @@ def test_a_drain_that_takes_too_long_ends_answers_clearly(peer: Peer) -> None:
 
 def test_a_second_sigterm_aborts(peer: Peer) -> None:
     peer.until(Ready)
-    peer.send(ENDLESS)
-    peer.until(TokenDelta)
+    peer.read_for_ever()
     peer.process.send_signal(signal.SIGTERM)
-    peer.until(TokenDelta)
-    time.sleep(0.05)  # two signals sent at once may arrive as one
+    peer.until(Heartbeat)  # two signals sent at once may arrive as one
     peer.process.send_signal(signal.SIGTERM)
     assert peer.process.wait(10) == 1
 
