@@ -7,7 +7,7 @@ Shapes: Q = questions, N = positions of a question, T = document tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ class Focus:
             self.delta = start.detach()
             self.results = [self._unchanged("the document is too short") for _ in self.questions]
             return
-        before = self._probe(probe_QN, start)
+        before = yield from self._probe(probe_QN, start, 0)
         delta = start.clone().detach().requires_grad_()
         optimizer = make_optimizer(delta, self.config)
         rewards: list[Tensor | None] = []
@@ -111,9 +111,8 @@ class Focus:
                 steps=self.config.steps,
                 event=_event(step, self.config.steps, result),
             )
-        self._judge(
-            start.detach(), delta.detach(), before, self._probe(probe_QN, delta.detach()), rewards
-        )
+        after = yield from self._probe(probe_QN, delta, self.config.steps)
+        self._judge(start.detach(), delta.detach(), before, after, rewards)
 
     def _tokens(self) -> Tensor:
         return self.adapter.tokens_T.to(self.model.device)
@@ -131,20 +130,29 @@ class Focus:
         ]
         return torch.stack(rows)
 
-    def _probe(self, places_QN: Tensor, delta: LoraDelta) -> list[ProbeResult]:
+    def _probe(
+        self, places_QN: Tensor, delta: LoraDelta, step: int
+    ) -> Generator[Quantum, None, list[ProbeResult]]:
+        """Each question's own places with its own delta, as many questions a quantum as fit."""
         # a shorter cue than the steps train with: what counts is the memory, not the cue
         config = self.config.replace(cue_tokens=max(self.config.cue_tokens // 2, 1))
         num = places_QN.shape[1]
-        probe = recall_probe(
-            self.model,
-            self._tokens(),
-            places_QN.flatten(),
-            self.adapter.state,
-            config,
-            delta=delta.detach(),
-        )
-        self.usage.tokens_forward += places_QN.numel() * (config.cue_tokens + config.rollout_length)
-        return [ProbeResult(nll_P) for nll_P in torch.split(probe.nll_P, num)]
+        results: list[ProbeResult] = []
+        for part_QN in torch.split(places_QN, max(1, config.branches_at_once // num)):
+            own = delta.detach().slice(len(results), len(results) + len(part_QN))
+            probe = recall_probe(
+                self.model,
+                self._tokens(),
+                part_QN.flatten(),
+                self.adapter.state,
+                config,
+                delta=own,
+            )
+            results += [ProbeResult(nll_P) for nll_P in torch.split(probe.nll_P, num)]
+            num_tokens = part_QN.numel() * (config.cue_tokens + config.rollout_length)
+            self.usage.tokens_forward += num_tokens
+            yield Quantum(phase="probe", num_tokens=num_tokens, step=step, steps=self.config.steps)
+        return results
 
     def _judge(
         self,

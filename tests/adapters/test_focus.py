@@ -1,0 +1,226 @@
+"""Focus: each question alone, whatever else is asked and however long the document is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from imprint.adapters.adapter import Adapter
+from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.focus import Focus
+from imprint.adapters.refine import DocumentReader, Refiner
+from imprint.models import DeltaNet, LoraDelta, weights_hash
+
+QUESTIONS = [list(range(40, 52)), [7, 7, 9], [200, 3, 77, 81, 12]]
+
+
+@pytest.fixture(scope="module")
+def config(small: RefineConfig) -> RefineConfig:
+    return small.replace(scope="query_lora", branches="recall", learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def adapter64(tiny_model64: DeltaNet, document: list[int]) -> Adapter:
+    reader = DocumentReader(tiny_model64, document, segment_tokens=64)
+    list(reader.run())
+    assert reader.adapter is not None
+    return reader.adapter
+
+
+def focused(
+    model: DeltaNet, adapter: Adapter, questions: list[list[int]], config: RefineConfig, **kwargs
+) -> Focus:
+    focus = Focus(model, adapter, questions, config, **kwargs)
+    list(focus.run())
+    assert focus.delta is not None
+    return focus
+
+
+def from_document(document: list[int]) -> list[list[int]]:
+    """Questions in the document's own words, so that focusing on them helps."""
+    return [document[11:16], document[20:23], document[3:9]]
+
+
+@pytest.mark.parametrize("segment_tokens", [16, 64, 4096])  # batches of parts, of one, of all
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_several_questions_equal_each_alone(
+    tiny_model64: DeltaNet,
+    adapter64: Adapter,
+    document: list[int],
+    config: RefineConfig,
+    segment_tokens: int,
+    group_size: int,
+) -> None:
+    config = config.replace(segment_tokens=segment_tokens, group_size=group_size)
+    questions = from_document(document)
+    together = focused(tiny_model64, adapter64, questions, config, seed=5)
+    assert together.delta is not None
+    assert together.delta.num == len(together.results) == 3
+    for i, question in enumerate(questions):
+        alone = focused(tiny_model64, adapter64, [question], config, seed=5)
+        assert alone.delta is not None
+        own = together.delta.slice(i, i + 1)
+        for got, right in zip(own.parameters(), alone.delta.parameters(), strict=True):
+            torch.testing.assert_close(got, right, rtol=0, atol=1e-6)
+        mine, theirs = together.results[i], alone.results[0]
+        assert (mine.adapted, mine.steps, mine.reason) == (
+            theirs.adapted,
+            theirs.steps,
+            theirs.reason,
+        )
+        for name in ("probe_before", "probe_after", "reward_first", "reward_last"):
+            assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-6)
+
+
+def test_focusing_on_the_documents_words_helps(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    config = config.replace(steps=8, positions=8, learning_rate=2e-2)
+    focus = focused(tiny_model, read_adapter, from_document(document), config)
+    assert all(result.adapted for result in focus.results)
+    for result in focus.results:
+        assert result.probe_after is not None
+        assert result.probe_before is not None
+        assert result.probe_after < result.probe_before - 0.5
+        assert result.to_dict()["steps"] == 8
+    assert focus.delta is not None
+    assert all(bool(b.any()) for b in focus.delta.b.values())
+
+
+def test_cost_does_not_depend_on_the_documents_length(
+    tiny_model: DeltaNet, document: list[int], config: RefineConfig
+) -> None:
+    usages = []
+    for text in (document, document * 8):
+        reader = DocumentReader(tiny_model, text, segment_tokens=64)
+        list(reader.run())
+        assert reader.adapter is not None
+        focus = focused(tiny_model, reader.adapter, from_document(document), config)
+        usages.append(focus.usage.to_dict())
+    assert usages[0] == usages[1]
+    assert all(count > 0 for count in usages[0].values())
+
+
+def test_usage_is_what_the_quanta_say(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+) -> None:
+    focus = Focus(tiny_model, read_adapter, QUESTIONS, config)
+    quanta = list(focus.run())
+    assert sum(quantum.num_tokens for quantum in quanta) == sum(focus.usage.to_dict().values())
+    steps = [quantum.event for quantum in quanta if quantum.event]
+    assert [event["step"] for event in steps] == [1, 2, 3]
+    assert {"ntp_loss", "reward_mean"} <= set(steps[0])
+
+
+def test_same_seed_is_bit_for_bit_the_same(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+) -> None:
+    runs = [focused(tiny_model, read_adapter, QUESTIONS, config, seed=s) for s in (1, 1, 2)]
+    first, second, other = (run.delta.parameters() for run in runs if run.delta)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert runs[0].results == runs[1].results
+
+
+def test_neither_model_nor_adapter_changes(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    refiner = Refiner(tiny_model, document, config, seed=3)
+    list(refiner.run())
+    adapted = refiner.adapter
+    assert adapted is not None
+    for adapter in (read_adapter, adapted):
+        before = {name: tensor.clone() for name, tensor in adapter.to_tensors().items()}
+        weights = weights_hash(tiny_model)
+        focused(tiny_model, adapter, QUESTIONS, config)
+        assert weights_hash(tiny_model) == weights
+        for name, tensor in adapter.to_tensors().items():
+            assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+
+
+def test_refused_questions_keep_what_the_adapter_had(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+) -> None:
+    refuses_all = config.replace(probe_margin=100.0)
+    focus = focused(tiny_model, read_adapter, QUESTIONS, refuses_all)
+    assert not any(result.adapted for result in focus.results)
+    assert focus.delta is not None
+    assert not any(b.any() for b in focus.delta.b.values())
+
+    own = LoraDelta.init(tiny_model.lora_targets(), 2, seed=9)
+    for tensor in own.b.values():
+        tensor.fill_(0.01)
+    adapted = dataclasses.replace(read_adapter, delta=own)
+    focus = focused(tiny_model, adapted, QUESTIONS, refuses_all)
+    assert focus.delta is not None
+    for got, right in zip(focus.delta.parameters(), own.parameters(), strict=True):
+        assert torch.equal(got, right.expand_as(got))
+
+
+def test_a_delta_that_breaks_is_refused(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+) -> None:
+    broken = LoraDelta.init(tiny_model.lora_targets(), 2, seed=9)
+    next(iter(broken.b.values())).fill_(float("nan"))
+    adapter = dataclasses.replace(read_adapter, delta=broken)
+    focus = focused(tiny_model, adapter, QUESTIONS, config)
+    assert not any(result.adapted for result in focus.results)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 9])
+def test_tiny_documents_end_clearly(
+    tiny_model: DeltaNet, config: RefineConfig, num_tokens: int
+) -> None:
+    reader = DocumentReader(tiny_model, list(range(num_tokens)), segment_tokens=64)
+    list(reader.run())
+    assert reader.adapter is not None
+    focus = focused(tiny_model, reader.adapter, QUESTIONS, config)
+    assert len(focus.results) == 3
+    assert focus.delta is not None
+    assert focus.delta.num == 3
+    if num_tokens <= config.rollout_length:
+        assert [result.reason for result in focus.results] == ["the document is too short"] * 3
+        assert not any(b.any() for b in focus.delta.b.values())
+
+
+@pytest.mark.parametrize("question", [[], [0], [256] * 300])
+def test_any_question_will_do(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig, question: list[int]
+) -> None:
+    assert len(focused(tiny_model, read_adapter, [question], config).results) == 1
+
+
+def test_next_token_loss_alone_rolls_nothing_out(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+) -> None:
+    focus = focused(tiny_model, read_adapter, QUESTIONS, config.replace(lambda_rl=0))
+    assert focus.usage.rollout_tokens == 0
+    assert focus.results[0].reward_first is None
+
+
+def test_unusable_settings_are_named(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+) -> None:
+    for field, value in (("scope", "lora"), ("branches", "continue")):
+        with pytest.raises(ConfigError) as error:
+            Focus(tiny_model, read_adapter, QUESTIONS, config.replace(**{field: value}))
+        assert error.value.field == field
+    with pytest.raises(ValueError, match="at least one question"):
+        Focus(tiny_model, read_adapter, [], config)
+
+
+def test_runs_the_same_where_the_caller_switched_gradients_off(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+) -> None:
+    right = focused(tiny_model, read_adapter, QUESTIONS, config).delta
+    focus = Focus(tiny_model, read_adapter, QUESTIONS, config)
+    with torch.no_grad():
+        for _ in focus.run():
+            assert not torch.is_grad_enabled()
+    assert focus.delta is not None
+    assert right is not None
+    for got, expected in zip(focus.delta.parameters(), right.parameters(), strict=True):
+        assert torch.equal(got, expected)
