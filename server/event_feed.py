@@ -24,7 +24,7 @@ class EventFeed:
         self._journal = journal
         self._jobs = jobs
         self._max_streams = max_streams
-        self._num_streams = 0
+        self.num_streams = 0
 
     async def follow(
         self, id: str, *, after: int
@@ -34,9 +34,9 @@ class EventFeed:
         Raises NotFoundError, also when the adaptation is deleted meanwhile, and OverloadedError
         when the server stops; a client then comes back with the last number it has seen.
         """
-        if self._num_streams >= self._max_streams:
+        if self.num_streams >= self._max_streams:
             raise OverloadedError(f"{self._max_streams} event streams are open; try again later")
-        self._num_streams += 1
+        self.num_streams += 1
         try:
             shown: dict[str, Any] = {}
             while True:
@@ -60,4 +60,4 @@ class EventFeed:
                     yield dict(shown)
                 await asyncio.wait({news})
         finally:
-            self._num_streams -= 1
+            self.num_streams -= 1

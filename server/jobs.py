@@ -288,8 +288,12 @@ class Jobs:
             self._metrics.adaptations.labels(outcome="expired").inc()
         await self._pool.evict(id)
 
+    async def expire_due(self) -> None:
+        """Free the adapters whose time is over."""
+        for id in await self.journal(Journal.due, time.time()):
+            await self.expire(id, "adaptation_expired")
+
     async def _expire_forever(self) -> None:
         while True:
-            for id in await self.journal(Journal.due, time.time()):
-                await self.expire(id, "adaptation_expired")
+            await self.expire_due()
             await asyncio.sleep(EXPIRY_INTERVAL_S)

@@ -165,7 +165,9 @@ class FakePool:
 @asynccontextmanager
 async def _serve(settings: Settings, pool: FakePool) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(settings, pool)
-    config = uvicorn.Config(app, port=0, log_config=None, ws="none", lifespan="on")
+    config = uvicorn.Config(
+        app, port=0, log_config=None, ws="none", lifespan="on", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
