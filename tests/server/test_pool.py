@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import psutil
 import pytest
 
 from imprint.models import Tokenizer, load_tokenizer
@@ -22,6 +24,7 @@ from imprint.server.messages import (
     Generate,
     Observation,
     Prompt,
+    RequestFailed,
     SequenceDone,
     TokenDelta,
 )
@@ -124,5 +127,166 @@ def test_a_killed_worker_is_replaced_and_its_adaptation_is_tried_once_more(
             # and the pool goes on
             assert isinstance((await everything(pool.submit(ask(tokenizer))))[-1], SequenceDone)
             assert pool.workers()[0].restarts == {"killed": 2}
+
+    run(test)
+
+
+def test_a_dead_worker_fails_its_requests_and_spares_what_had_not_begun(
+    config: PoolConfig, tokenizer: Tokenizer
+) -> None:
+    worker = msgspec.structs.replace(config.worker, max_running_adaptations=1)
+    one_at_a_time = msgspec.structs.replace(config, worker=worker)
+
+    async def test() -> None:
+        async with running(one_at_a_time) as pool:
+            first = pool.submit(read(tokenizer, "first", method=LONG))
+            assert isinstance(await anext(first), AdaptationStarted)
+            waiting = pool.submit(read(tokenizer, "waiting"))
+            answer = pool.submit(ask(tokenizer, max_tokens=4096))
+            assert isinstance(await anext(answer), TokenDelta)
+            assert pool.info is not None
+            os.kill(pool.info.pid, signal.SIGKILL)
+            failed = (await everything(answer))[-1]
+            assert isinstance(failed, RequestFailed)
+            assert failed.code == "worker_died"
+            while not isinstance(await anext(first), AdaptationRequeued):
+                pass
+            said = await everything(waiting)
+            assert not any(isinstance(message, AdaptationRequeued) for message in said)
+            assert said[0].attempt == 1
+            # the suspect is tried again only when nobody else is studied beside it
+            assert isinstance(await anext(first), AdaptationStarted)
+            await first.aclose()
+            again = await everything(pool.submit(read(tokenizer, "first")))
+            assert isinstance(again[-1], AdaptationDone)
+
+    run(test)
+
+
+def test_cancel_close_and_evict(config: PoolConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(config) as pool:
+            held = pool.submit(read(tokenizer, "held"))
+            await pool.cancel("held")  # before there is a worker
+            (done,) = await everything(held)
+            assert done == AdaptationDone(adaptation_id="held", status="cancelled")
+            await pool.cancel("unknown")
+
+            study = pool.submit(read(tokenizer, "study", method=LONG))
+            assert isinstance(await anext(study), AdaptationStarted)
+            with pytest.raises(ValueError, match="in flight"):
+                pool.submit(read(tokenizer, "study"))
+            await pool.cancel("study")
+            assert (await everything(study))[-1].status == "cancelled"
+
+            closed = pool.submit(ask(tokenizer, max_tokens=10**6))
+            assert isinstance(await anext(closed), TokenDelta)
+            await closed.aclose()
+            await never_iterated(pool, tokenizer)
+            while pool.workers()[0].stats.stats.slots_used:
+                await asyncio.sleep(0.02)
+
+            await everything(pool.submit(read(tokenizer, "kept")))
+            assert (tmp_path / "adapters" / "kept.safetensors").exists()
+            assert pool.info is not None
+            os.kill(pool.info.pid, signal.SIGKILL)
+            await pool.evict("kept")  # waits for the next worker
+            assert not list((tmp_path / "adapters").iterdir())
+
+            study = pool.submit(read(tokenizer, "study", method=LONG))
+            assert isinstance(await anext(study), AdaptationStarted)
+            await pool.evict("study")
+            assert (await everything(study))[-1].status == "cancelled"
+
+    run(test)
+
+
+async def never_iterated(pool: Pool, tokenizer: Tokenizer) -> None:
+    """Closing a stream that nobody has read from cancels its work as well."""
+    stream = pool.submit(ask(tokenizer, "req_2", max_tokens=10**6))
+    await stream.aclose()
+    assert await everything(stream) == []
+
+
+def test_a_hung_worker_is_killed(config: PoolConfig, tokenizer: Tokenizer) -> None:
+    impatient = msgspec.structs.replace(config, heartbeat_timeout_s=1.0)
+
+    async def test() -> None:
+        async with running(impatient) as pool:
+            await everything(pool.submit(read(tokenizer)))
+            assert pool.info is not None
+            os.kill(pool.info.pid, signal.SIGSTOP)
+            said = await everything(pool.submit(ask(tokenizer)))
+            assert isinstance(said[-1], RequestFailed)
+            assert not pool.ready
+            assert isinstance((await everything(pool.submit(ask(tokenizer))))[-1], SequenceDone)
+            assert pool.workers()[0].restarts == {"hung": 1}
+
+    run(test)
+
+
+def test_two_workers_share_the_work_and_the_store(
+    config: PoolConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    two = msgspec.structs.replace(config, num_workers=2)
+
+    async def test() -> None:
+        async with running(two) as pool:
+            streams = [pool.submit(read(tokenizer, f"adp_{i}", method=LONG)) for i in range(2)]
+            while not pool.ready:
+                await asyncio.sleep(0.02)
+            for stream in streams:
+                assert isinstance(await anext(stream), AdaptationStarted)
+            third = pool.submit(read(tokenizer, "adp_3"))
+            await everything(third)
+            for i in range(4):  # whoever answers loads it from the store
+                said = await everything(pool.submit(ask(tokenizer, f"r{i}", adapter_id="adp_3")))
+                assert isinstance(said[-1], SequenceDone)
+            await pool.evict("adp_3")
+            assert not (tmp_path / "adapters" / "adp_3.safetensors").exists()
+
+    run(test)
+
+
+def test_closing_lets_answers_finish_and_leaves_no_process(
+    config: PoolConfig, tokenizer: Tokenizer
+) -> None:
+    async def test() -> None:
+        pool = Pool(config)
+        await pool.start()
+        study = pool.submit(read(tokenizer, method=LONG))
+        assert isinstance(await anext(study), AdaptationStarted)
+        answer = pool.submit(ask(tokenizer, max_tokens=30))
+        assert isinstance(await anext(answer), TokenDelta)
+        assert pool.info is not None
+        pid = pool.info.pid
+        await pool.close(grace_s=20)
+        await pool.close(grace_s=20)
+        assert isinstance((await everything(answer))[-1], SequenceDone)
+        assert not psutil.pid_exists(pid)
+        assert not study.ended  # its job goes on after a restart
+        refused = await everything(pool.submit(ask(tokenizer)))
+        assert refused[-1].code == "draining"
+
+    run(test)
+
+
+def test_while_no_worker_stands_work_waits_in_bounds(
+    config: PoolConfig, tokenizer: Tokenizer
+) -> None:
+    worker = msgspec.structs.replace(config.worker, model="/nowhere")
+    broken = msgspec.structs.replace(config, worker=worker, max_waiting_requests=2)
+
+    async def test() -> None:
+        async with running(broken) as pool:
+            held = [pool.submit(ask(tokenizer, f"r{i}", timeout_s=1.5)) for i in range(2)]
+            full = await everything(pool.submit(ask(tokenizer, "full")))
+            assert full[-1].code == "queue_full"
+            for stream in held:
+                assert (await everything(stream))[-1].code == "deadline_exceeded"
+            while not pool.workers()[0].restarts:
+                await asyncio.sleep(0.05)
+            assert set(pool.workers()[0].restarts) == {"crashed"}
+            assert not pool.ready
 
     run(test)
