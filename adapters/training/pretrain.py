@@ -12,18 +12,18 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.tasks import Sample, Tasks
 from imprint.adapters.training.tokenizer import train_tokenizer
 from imprint.models.checkpoint import load_model, save_model
-from imprint.models.deltanet import DeltaNet
+from imprint.models.deltanet import DeltaNet, DeltaNetLayer
 from imprint.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class Optimizers:
     """Muon for the matrices inside the layers, AdamW for everything else, one learning rate."""
 
     def __init__(self, model: DeltaNet, config: PretrainConfig) -> None:
-        inner, outer = [], []
+        inner: list[nn.Parameter] = []
+        outer: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             is_matrix = parameter.ndim == 2 and min(parameter.shape) > 16
             (inner if is_matrix and "layers" in name else outer).append(parameter)
@@ -69,7 +70,7 @@ def prime_induction(model: DeltaNet) -> None:
     token, the key's at the one before. Without it there was no recall after two million tokens.
     """
     for layer in model.model.layers:
-        mixer = layer.attn
+        mixer = cast(DeltaNetLayer, layer).attn
         width = model.config.head_k_dim
         mixer.q_proj.weight[:width] = mixer.k_proj.weight[:width]
         for conv, tap in ((mixer.q_conv1d, -1), (mixer.k_conv1d, -2), (mixer.v_conv1d, -1)):
