@@ -136,7 +136,9 @@ class _Backward:
         yield Work("forward", forward_tokens=last - first)
         losses: list[Tensor] = []
         if len(rows_R):
-            policy_loss = yield from self._policy_loss(rows_R, BranchStart.stack(starts))
+            with torch.enable_grad():
+                start = BranchStart.stack(starts)
+            policy_loss = yield from self._policy_loss(rows_R, start)
             losses += [] if policy_loss is None else [policy_loss]
         if self.config.lambda_ntp > 0:
             with torch.enable_grad():
@@ -172,7 +174,8 @@ class _Backward:
             yield from self._sample(rows_R, start)
             kept = (self.branches.advantages_BG[rows_R] != 0).any(-1).nonzero().flatten()
             if len(kept) < len(rows_R):
-                rows_R, start = rows_R[kept.cpu()], start.select(kept)
+                with torch.enable_grad():
+                    rows_R, start = rows_R[kept.cpu()], start.select(kept)
         if not len(rows_R):
             return None
         with torch.enable_grad():
