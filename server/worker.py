@@ -20,7 +20,7 @@ import torch
 import zmq
 
 from imprint.adapters.gate import load_neutral
-from imprint.models import load_model, load_tokenizer, weights_hash
+from imprint.models import ModelError, load_model, load_tokenizer, weights_hash
 from imprint.server.engine import Engine
 from imprint.server.messages import Drain, FromWorker, Heartbeat, Ready, decode_to_worker, encode
 from imprint.server.tasks import Emit
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 EXIT_LINGER_MS = 2000
+EXIT_UNUSABLE_MODEL = 78  # EX_CONFIG of sysexits.h
 
 
 class Worker:
@@ -159,7 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format=f"%(asctime)s %(levelname)s {start.identity} %(name)s: %(message)s",
     )
     torch.set_num_threads(start.worker.threads)
-    return Worker(start).run()
+    try:
+        worker = Worker(start)
+    except ModelError as error:
+        log.error("%s", error)
+        return EXIT_UNUSABLE_MODEL
+    return worker.run()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from imprint.server.worker_config import PoolConfig, WorkerStart
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 30.0
+ENDINGS = {0: "exited", 78: "unusable_model", -signal.SIGKILL: "killed"}
+"""Reasons by exit status; every other status is a crash."""
 STABLE_AFTER_S = 60.0
 
 
@@ -31,7 +33,8 @@ class WorkerStatus:
     """Ready, and its last heartbeat is young."""
     heartbeat_age_s: float
     restarts: dict[str, int] = field(default_factory=dict)
-    """Times it was replaced, by reason: killed, crashed, hung, startup_timeout, exited."""
+    """Times it was replaced, by reason: killed, crashed, hung, startup_timeout, exited,
+    unusable_model."""
     stats: Heartbeat | None = None
 
 
@@ -129,7 +132,8 @@ class WorkerProcess:
         """After its end: the reason, counted; the next `backoff` is longer if it lived shortly."""
         assert self._process is not None
         code = self._process.returncode
-        reason = self._verdict or _reason(code)
+        assert code is not None
+        reason = self._verdict or ENDINGS.get(code, "crashed")
         log.error("worker %s is gone: %s (exit status %s)", self.name, reason, code)
         self._restarts[reason] = self._restarts.get(reason, 0) + 1
         if time.monotonic() - self._started_at > STABLE_AFTER_S:
@@ -142,9 +146,3 @@ class WorkerProcess:
         """Wait before the next start, each time twice as long."""
         wait_s, self._backoff_s = self._backoff_s, min(2 * self._backoff_s, MAX_BACKOFF_S)
         await asyncio.sleep(wait_s)
-
-
-def _reason(code: int | None) -> str:
-    if code == 0:
-        return "exited"
-    return "killed" if code is not None and code == -signal.SIGKILL else "crashed"

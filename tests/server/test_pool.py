@@ -64,7 +64,7 @@ async def everything(stream: Any) -> list[Any]:
 
 
 def run(test: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 30))
 
 
 def read(tokenizer: Tokenizer, id: str = "adp_1", **changes: Any) -> Adapt:
@@ -151,12 +151,11 @@ def test_a_dead_worker_fails_its_requests_and_spares_what_had_not_begun(
             assert failed.code == "worker_died"
             while not isinstance(await anext(first), AdaptationRequeued):
                 pass
+            assert (await anext(first)).attempt == 2
+            await first.aclose()  # until then the suspect is studied alone
             said = await everything(waiting)
-            assert not any(isinstance(message, AdaptationRequeued) for message in said)
+            assert isinstance(said[0], AdaptationStarted)
             assert said[0].attempt == 1
-            # the suspect is tried again only when nobody else is studied beside it
-            assert isinstance(await anext(first), AdaptationStarted)
-            await first.aclose()
             again = await everything(pool.submit(read(tokenizer, "first")))
             assert isinstance(again[-1], AdaptationDone)
 
@@ -286,7 +285,7 @@ def test_while_no_worker_stands_work_waits_in_bounds(
                 assert (await everything(stream))[-1].code == "deadline_exceeded"
             while not pool.workers()[0].restarts:
                 await asyncio.sleep(0.05)
-            assert set(pool.workers()[0].restarts) == {"crashed"}
+            assert set(pool.workers()[0].restarts) == {"unusable_model"}
             assert not pool.ready
 
     run(test)
