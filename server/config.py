@@ -144,6 +144,7 @@ class Settings(BaseSettings):
             startup_timeout_s=self.startup_timeout_s,
             heartbeat_timeout_s=self.heartbeat_timeout_s,
             max_waiting_requests=self.max_active_requests,
+            log_level=self.log_level,
         )
 
 

@@ -80,16 +80,18 @@ class FakePool:
         if not self.hold:
             for message in self.scripts.pop(0) if self.scripts else self.script(work):
                 queue.put_nowait(message)
-        return self._stream(id, queue)
+        num_open = len(work.prompts) if isinstance(work, messages.Generate) else 1
+        return self._stream(id, queue, num_open)
 
     async def _stream(
-        self, id: str, queue: "asyncio.Queue[Message]"
+        self, id: str, queue: "asyncio.Queue[Message]", num_open: int
     ) -> AsyncGenerator[Message, None]:
         ended = False
         try:
             while not ended:
                 message = await queue.get()
-                ended = isinstance(
+                num_open -= isinstance(message, messages.SequenceDone)
+                ended = num_open == 0 or isinstance(
                     message,
                     messages.AdaptationDone | messages.AdaptationFailed | messages.RequestFailed,
                 )
