@@ -1,6 +1,7 @@
 """The layers of the code, read from its imports. Runs no product code except `imprint --help`."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -143,3 +144,20 @@ def test_readme_tree_names_what_exists() -> None:
     assert missing == []
     unnamed = [name for name in (*LAYERS, "deploy", "tests") if f"{name}/" not in named]
     assert unnamed == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_architecture_page_names_every_module(path: Path) -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    layer, *folders = path.relative_to(ROOT).parts[:-1]
+    sections = text.split(f"### {layer}/")[1:]
+    section = "".join(part.partition("\n#")[0] for part in sections)
+    assert all(f"`{folder}/" in section for folder in folders)
+    assert path.name == "__init__.py" or f"{path.name}`" in section
+
+
+def test_architecture_page_names_nothing_else() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    known = {path.name for path in SOURCES} | {path.name for path in (ROOT / "tests").glob("*.py")}
+    named = {name.rpartition("/")[2] for name in re.findall(r"`([\w/]+\.py)`", text)}
+    assert sorted(named - known) == []
