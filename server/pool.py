@@ -203,9 +203,12 @@ class Pool:
         await eviction.done.wait()
 
     def _abandon(self, id: str) -> None:
-        """The consumer closed the stream before the work's end."""
-        work = self._works.pop(id, None)
-        if work is not None and work.worker is not None:
+        """The consumer closed the stream before the work's end. The id is free when that comes."""
+        work = self._works[id]
+        work.cancelled = True
+        if work.worker is None:
+            del self._works[id]
+        else:
             self._send(work.worker, Cancel(id=id))
 
     def _num_held(self) -> int:

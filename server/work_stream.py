@@ -26,12 +26,12 @@ class WorkStream(AsyncGenerator[WorkMessage, None]):
         self._on_close = on_close
         self._queue: asyncio.Queue[WorkMessage] = asyncio.Queue()
         self._num_open = len(work.prompts) if isinstance(work, Generate) else 1
-        self._consumed = False
+        self._closed = False
         self.ended = False
         """Whether the terminal message has been put."""
 
     def put(self, message: WorkMessage) -> None:
-        """Add a message; what comes after the terminal one is dropped."""
+        """Add a message; what comes after the terminal one, or after `aclose`, is dropped."""
         if self.ended:
             return
         if isinstance(message, SequenceDone):
@@ -39,12 +39,12 @@ class WorkStream(AsyncGenerator[WorkMessage, None]):
         self.ended = self._num_open <= 0 or isinstance(
             message, AdaptationDone | AdaptationFailed | RequestFailed
         )
-        self._queue.put_nowait(message)
+        if not self._closed:
+            self._queue.put_nowait(message)
 
     async def asend(self, value: None) -> WorkMessage:
         """The next message."""
-        if self._consumed or (self.ended and self._queue.empty()):
-            self._consumed = True
+        if self._closed or (self.ended and self._queue.empty()):
             raise StopAsyncIteration
         return await self._queue.get()
 
@@ -60,7 +60,6 @@ class WorkStream(AsyncGenerator[WorkMessage, None]):
 
     async def aclose(self) -> None:
         """Give up: work that has not ended is cancelled."""
-        self._consumed = True
-        if not self.ended:
-            self.ended = True
+        if not self._closed and not self.ended:
             self._on_close()
+        self._closed = True

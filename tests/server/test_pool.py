@@ -153,6 +153,8 @@ def test_a_dead_worker_fails_its_requests_and_spares_what_had_not_begun(
                 pass
             assert (await anext(first)).attempt == 2
             await first.aclose()  # until then the suspect is studied alone
+            with pytest.raises(ValueError, match="in flight"):
+                pool.submit(read(tokenizer, "first"))
             said = await everything(waiting)
             assert isinstance(said[0], AdaptationStarted)
             assert said[0].attempt == 1
