@@ -28,14 +28,17 @@ _STOP_S = 15.0
 
 
 @contextmanager
-def local_server(settings: Settings) -> Iterator[str]:
+def local_server(settings: Settings, pool: Pool | None = None) -> Iterator[str]:
     """The address of a server that is ready; it stops, with its worker, when the context ends.
+
+    `pool` is for a caller that listens to it; otherwise there is one as `settings` say.
 
     Raises CheckpointError for an unusable model folder, CommandError when it cannot start.
     """
     ModelConfig.load(settings.model)  # the worker would say this in its log only
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = _ServerThread(create_app(settings, Pool(settings.pool_config())), listening)
+        pool = pool or Pool(settings.pool_config())
+        thread = _ServerThread(create_app(settings, pool), listening)
         thread.start()
         try:
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
