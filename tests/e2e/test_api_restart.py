@@ -1,0 +1,224 @@
+"""The real server with a real worker, killed and stopped at bad moments. A random tiny model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+DOCUMENT = "The canary lives in the third house. " * 40
+LONG = {"type": "refine", "steps": 40, "patience": 1000, "group_size": 2}
+ENDLESS = {**LONG, "steps": 1000}
+NUM_PROMPTS = 32
+LONG_ANSWER = {  # a random model ends some of the texts early, and some late
+    "model": "tiny",
+    "prompt": [f"{number}" for number in range(NUM_PROMPTS)],
+    "max_tokens": 4000,
+    "stream": True,
+}
+
+
+class Server:
+    """One `imprint serve` process."""
+
+    def __init__(self, model: Path, data: Path, *flags: str) -> None:
+        self.log = data.parent / f"log-{time.monotonic_ns()}"
+        command = [sys.executable, "-m", "imprint.server.cli", "serve", "--port", "0"]
+        command += ["--model", str(model), "--data-dir", str(data), *flags]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        port = self._wait(lambda: re.search(r"http://127\.0\.0\.1:(\d+)", self.log.read_text()))
+        self.url = f"http://127.0.0.1:{port.group(1)}"
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self._wait(lambda: self.http.get("/health/ready").status_code == 200)
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+
+    def _wait(self, condition: Any) -> Any:
+        for _ in range(600):
+            if result := condition():
+                return result
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def adapt(self, **body: Any) -> str:
+        response = self.http.post("/v1/adaptations", json={"document": DOCUMENT, **body})
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
+
+    def events(self, id: str) -> list[dict[str, Any]]:
+        page = self.http.get(f"/v1/adaptations/{id}/events", params={"limit": 100}).json()
+        found: list[dict[str, Any]] = page["data"]
+        return found
+
+    def wait_for_steps(self, id: str, number: int) -> None:
+        self._wait(lambda: sum(e["kind"] == "step" for e in self.events(id)) >= number)
+
+    def follow(self, id: str) -> list[dict[str, Any]]:
+        headers = {"Accept": "text/event-stream"}
+        text = self.http.get(f"/v1/adaptations/{id}/events", headers=headers).text
+        assert text.endswith("data: [DONE]\n\n")
+        lines = [line for line in text.splitlines() if line.startswith("data: {")]
+        events = [json.loads(line.removeprefix("data: ")) for line in lines]
+        return [event for event in events if event["kind"] != "progress"]
+
+    def gone(self) -> bool:
+        """Neither the server nor a worker of it runs."""
+        alive = psutil.wait_procs(self.children, timeout=10)[1]
+        return self.process.poll() is not None and not alive
+
+    def stop(self) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        assert self.gone()
+
+
+@contextmanager
+def serving(model: Path, data: Path, *flags: str) -> Iterator[Server]:
+    server = Server(model, data, *flags)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def test_a_killed_server_finishes_its_jobs_after_a_restart(
+    tiny_checkpoint: Path, data: Path
+) -> None:
+    with serving(tiny_checkpoint, data) as server:
+        running = server.adapt(method=LONG)
+        queued = server.adapt(method={"preset": "fast"}, seed=1)
+        server.wait_for_steps(running, 3)
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        assert server.gone()
+    with serving(tiny_checkpoint, data) as server:
+        events = server.follow(running)
+        assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+        kinds = [event["kind"] for event in events]
+        assert kinds[:5] == ["queued", "running", "step", "step", "step"]
+        restart = kinds.index("requeued")
+        assert events[restart]["data"]["reason"] == "server_died"
+        assert kinds[restart + 1] == "running"
+        steps = [e["data"]["step"] for e in events[restart:] if e["kind"] == "step"]
+        assert steps == list(range(1, LONG["steps"] + 1))
+        assert kinds[-1] in ("succeeded", "rejected")
+        assert server.follow(queued)[-1]["kind"] in ("succeeded", "rejected")
+        job = server.http.get(f"/v1/adaptations/{running}").json()
+        assert (job["status"], job["error"]) == (kinds[-1], None)
+        asked = {"adaptation": running, "questions": ["Where?"], "focus": False, "max_tokens": 4}
+        assert server.http.post("/v1/answers", json=asked).status_code == 200
+
+
+def test_a_stopped_server_answers_first_and_keeps_its_jobs(
+    tiny_checkpoint: Path, data: Path
+) -> None:
+    with serving(tiny_checkpoint, data) as server:
+        id = server.adapt(method=ENDLESS)
+        server.wait_for_steps(id, 1)
+        asked = {**LONG_ANSWER, "max_tokens": 60}
+        url = f"{server.url}/v1/completions"
+        with httpx.stream("POST", url, json=asked, timeout=60) as response:
+            lines = response.iter_lines()
+            for line in lines:
+                if '"finish_reason": null' in line:
+                    break
+            server.process.send_signal(signal.SIGTERM)
+            late = {"document": "x"}
+            refused = httpx.post(f"{server.url}/v1/adaptations", json=late, timeout=60)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            rest = [line for line in lines if line]
+        assert sum('"finish_reason": null' not in line for line in rest) == 1 + NUM_PROMPTS
+        assert rest[-1] == "data: [DONE]"
+        assert server.process.wait(timeout=20) == 0
+        assert server.gone()
+    with serving(tiny_checkpoint, data) as server:
+        kinds = [event["kind"] for event in server.events(id)]
+        assert "requeued" in kinds
+        job = server.http.post(f"/v1/adaptations/{id}/cancel").json()
+        assert job["status"] == "cancelled"
+
+
+def test_a_second_signal_ends_at_once(tiny_checkpoint: Path, data: Path) -> None:
+    with serving(tiny_checkpoint, data) as server:
+        asked = LONG_ANSWER
+        url = f"{server.url}/v1/completions"
+        with httpx.stream("POST", url, json=asked, timeout=60) as response:
+            next(response.iter_lines())
+            server.process.send_signal(signal.SIGTERM)
+            httpx.get(f"{server.url}/health/live", timeout=60)
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 20  # the drain would take 30
+        assert server.gone()
+
+
+def test_two_servers_do_not_share_a_journal(tiny_checkpoint: Path, data: Path) -> None:
+    with serving(tiny_checkpoint, data):
+        command = [sys.executable, "-m", "imprint.server.cli", "serve", "--port", "0"]
+        command += ["--model", str(tiny_checkpoint), "--data-dir", str(data)]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 1
+        assert "another server is using it" in second.stderr
+
+
+def test_deleting_leaves_nothing_on_disk_or_in_memory(tiny_checkpoint: Path, data: Path) -> None:
+    with serving(tiny_checkpoint, data) as server:
+        asked = {"document": DOCUMENT, "questions": ["Where?"], "max_tokens": 4}
+        reply = server.http.post("/v1/answers", json=asked).json()
+        running = server.adapt(method=ENDLESS)
+        server.wait_for_steps(running, 1)
+        held = b"".join(p.read_bytes() for p in data.rglob("*") if p.is_file())
+        assert b"canary" in held
+        for id in (reply["adaptation"]["id"], running):
+            assert server.http.delete(f"/v1/adaptations/{id}").json()["deleted"]
+            files = [p for p in data.rglob("*") if p.is_file()]
+            assert not [p for p in files if id in p.name]
+        held = b"".join(p.read_bytes() for p in data.rglob("*") if p.is_file())
+        assert b"canary" not in held
+        text = ""
+
+        def emptied() -> bool:
+            nonlocal text
+            text = server.http.get("/metrics").text
+            return 'imprint_adapters{tier="host"} 0.0' in text
+
+        server._wait(emptied)
+        assert 'imprint_adapter_bytes{tier="host"} 0.0' in text
+        assert 'imprint_adapter_bytes{tier="disk"} 0.0' in text
+        assert 'imprint_slots{state="used"} 0.0' in text
+        assert "canary" not in text
+        assert "canary" not in server.log.read_text()
+
+
+def test_short_patience_leaves_no_work_behind(tiny_checkpoint: Path, data: Path) -> None:
+    """Many requests whose clients give up; then one that must be answered."""
+    with serving(tiny_checkpoint, data) as server:
+        asked = {**LONG_ANSWER, "stream": False}
+        for _ in range(50):
+            with pytest.raises(httpx.ReadTimeout):
+                server.http.post("/v1/completions", json=asked, timeout=0.05)
+        short = {**asked, "prompt": "x", "max_tokens": 3}
+        reply = server.http.post("/v1/completions", json=short, timeout=20)
+        assert reply.json()["usage"]["completion_tokens"] <= 3
+        server._wait(lambda: server.http.get("/health").json()["requests"] == 0)
+        server._wait(lambda: 'imprint_slots{state="used"} 0.0' in server.http.get("/metrics").text)
