@@ -125,11 +125,11 @@ class _QueryBranches:
         return read_cues(self.model, self.tokens_T, positions_R, states, cue_tokens, delta=part)
 
     def _leave(self, rows_R: Tensor) -> Generator[Work, None, RecurrentState]:
-        """The states from which the cues are read, one row per branch."""
+        """The states from which the cues are read: one row per branch, or one shared by all."""
         recall_R = self.recall_N[rows_R % self.branches.num_positions]
         num_recalls = int(recall_R.sum())
         if num_recalls == len(rows_R):
-            return self.end_state.fork(num_recalls)
+            return self.end_state
         if self.reading is None or not self.reading.states:
             raise ValueError("branches that continue need a reading with its states kept")
         positions_R = self.branches.positions_QN.flatten()[rows_R]

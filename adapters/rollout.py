@@ -33,10 +33,6 @@ class BranchStart:
         hidden_ND = torch.cat([start.hidden_ND for start in starts])
         return cls(hidden_ND, RecurrentState.stack([start.state for start in starts]))
 
-    def fork(self, num: int) -> BranchStart:
-        """Row i becomes rows i * num ... (i + 1) * num - 1; differentiable."""
-        return BranchStart(self.hidden_ND.repeat_interleave(num, 0), self.state.fork(num))
-
     def select(self, rows: Tensor) -> BranchStart:
         """The given rows; differentiable."""
         return BranchStart(self.hidden_ND.index_select(0, rows), self.state.select(rows))
@@ -90,8 +86,9 @@ def read_cues(
     *,
     delta: LoraDelta | None = None,
 ) -> BranchStart:
-    """Read the up to `cue_tokens` document tokens before each position, from `state` [N rows].
+    """Read the up to `cue_tokens` document tokens before each position, from `state`.
 
+    The state has one row per position, or fewer that are shared in order.
     Positions are at least 1; those with fewer tokens before them get a shorter cue.
     """
     positions_N = positions_N.to(tokens_T.device)
@@ -148,8 +145,8 @@ def sample_rollouts(
     uniform_NGK = rollout_uniforms(seeds, step, branches_N, group, length)
     uniform_RK = uniform_NGK.view(num * group, length).to(device)
     truth_RK = truth_NK.repeat_interleave(group, 0)
-    forked = start.detach().fork(group)
-    hidden_RD, state = forked.hidden_ND, forked.state
+    start = start.detach()
+    hidden_RD, state = start.hidden_ND.repeat_interleave(group, 0), start.state
     tokens, logprobs, truths, hiddens = [], [], [], []
     for j in range(length):
         logits_RV = model.logits(hidden_RD)
@@ -168,7 +165,7 @@ def sample_rollouts(
         return stacked.view(num, group, *stacked.shape[1:])
 
     needs = config.needs_hidden
-    truth_hidden = model(truth_NK, start.state.detach(), delta=delta)[0] if needs else None
+    truth_hidden = model(truth_NK, start.state, delta=delta)[0] if needs else None
     return Rollouts(
         grouped(tokens),
         grouped(logprobs),
@@ -191,7 +188,7 @@ def branch_logprobs(
     hidden_SKD = start.hidden_ND.repeat_interleave(per_branch, 0).unsqueeze(1)
     if length > 1:
         read = sequences_NRK[:, :, :-1].reshape(num * per_branch, length - 1)
-        rest_SKD, _ = model(read, start.state.fork(per_branch), delta=delta)
+        rest_SKD, _ = model(read, start.state, delta=delta)
         hidden_SKD = torch.cat((hidden_SKD, rest_SKD), 1)
     logprobs_SKV = (model.logits(hidden_SKD) / temperature).log_softmax(-1)
     targets_SK1 = sequences_NRK.reshape(num * per_branch, length, 1)

@@ -157,7 +157,7 @@ class _Backward:
             self.model,
             self.reading.tokens_T,
             self.positions_N[rows_R],
-            end_state.fork(len(rows_R)),
+            end_state,
             self.config.cue_tokens,
             delta=self.delta,
         )

@@ -163,7 +163,8 @@ class DeltaNet(nn.Module):
 
         Returns hidden states [B, T, D] after the final norm and the new state, differentiable in
         the parameters, in `delta` and in `state`. With `lengths_B` the rows are right-padded to T:
-        the padding changes no state, and its hidden states mean nothing.
+        the padding changes no state, and its hidden states mean nothing. A `state` of fewer rows,
+        P of them, is shared: each serves B / P rows in order, and short reads do not copy it.
         """
         if state is None:
             state = self.init_state(tokens_BT.shape[0])

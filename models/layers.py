@@ -47,6 +47,8 @@ class ShortConvolution(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns (y [B, T, D], new tail [B, W - 1, D]); each row's tail ends at its own length."""
         num_tokens, keep = x_BTD.shape[1], self.size - 1
+        if tail_BWD.shape[0] != x_BTD.shape[0]:  # rows that share a state
+            tail_BWD = tail_BWD.repeat_interleave(x_BTD.shape[0] // tail_BWD.shape[0], 0)
         joined = torch.cat((tail_BWD.to(x_BTD.dtype), x_BTD), 1)
         taps = self.weight.squeeze(1).to(x_BTD.dtype)
         # a sum of shifted products: on CPUs faster than a depthwise conv1d and its two transposes

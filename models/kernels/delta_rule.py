@@ -107,7 +107,13 @@ def chunk_delta_rule(
     inverse: Tensor = _UnitLowerInverse.apply(lower.flatten(0, 1)).view_as(lower)  # type: ignore[no-untyped-call]
     u, w = inverse @ (v * beta), inverse @ k_beta
     attention = (q @ k.mT).tril()
-    state = state_BHKV.to(dtype).flatten(0, 1)
+    shared = batch // state_BHKV.shape[0]
+    if shared > 1 and w.shape[1] == 1:
+        return _one_chunk_of_shared_states(q, k, u, w, attention, state_BHKV.to(dtype), num_tokens)
+    state = (
+        state_BHKV.to(dtype).repeat_interleave(shared, 0) if shared > 1 else state_BHKV.to(dtype)
+    )
+    state = state.flatten(0, 1)
     new_values, reads = [], []
     # unbind, not indexing: the backward of indexing is quadratic in the number of chunks
     for u_n, w_n, kt_n, q_n in zip(
@@ -119,7 +125,36 @@ def chunk_delta_rule(
         state = torch.baddbmm(state, kt_n, value)
     o = torch.stack(reads, 1) + attention @ torch.stack(new_values, 1)
     o = o.reshape(batch, heads, num_tokens + pad, v.shape[-1])[:, :, :num_tokens]
-    return o, state.view_as(state_BHKV)
+    return o, state.view(batch, heads, *state.shape[1:])
+
+
+def _one_chunk_of_shared_states(
+    q: Tensor,
+    k: Tensor,
+    u: Tensor,
+    w: Tensor,
+    attention: Tensor,
+    state_PHKV: Tensor,
+    num_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """`chunk_delta_rule` of one chunk [M, 1, C, D] where each of P states serves several rows."""
+    states, heads = state_PHKV.shape[:2]
+    size = q.shape[2]
+    asked = torch.cat((w, q), 2).view(states, -1, heads, 2 * size, w.shape[-1])
+    read = _read_shared(asked, state_PHKV).flatten(0, 2)
+    value = u[:, 0] - read[:, :size]
+    o = torch.baddbmm(read[:, size:], attention[:, 0], value)
+    written = torch.bmm(k[:, 0].mT, value).view(states, -1, *state_PHKV.shape[1:])
+    new_state = written.add_(state_PHKV.unsqueeze(1)).flatten(0, 1)
+    return o.view(-1, heads, size, o.shape[-1])[:, :, :num_tokens], new_state
+
+
+def _read_shared(asked_PGHCK: Tensor, state_PHKV: Tensor) -> Tensor:
+    """asked @ state for G rows per state without copying the states: [P, G, H, C, V]."""
+    states, rows, heads, size, _ = asked_PGHCK.shape
+    folded = asked_PGHCK.transpose(1, 2).reshape(states * heads, rows * size, -1)
+    read = torch.bmm(folded, state_PHKV.flatten(0, 1))
+    return read.view(states, heads, rows, size, -1).transpose(1, 2)
 
 
 def step_delta_rule(
@@ -128,10 +163,14 @@ def step_delta_rule(
     """Read one token. Returns (o [B, H, V], new state); the incoming state is left as it was."""
     batch, heads, key_dim = q_BHK.shape
     dtype = torch.promote_types(state_BHKV.dtype, torch.float32)
-    state = state_BHKV.to(dtype).flatten(0, 1)
+    shared = batch // state_BHKV.shape[0]
+    state = (
+        state_BHKV.to(dtype).repeat_interleave(shared, 0) if shared > 1 else state_BHKV.to(dtype)
+    )
+    state = state.flatten(0, 1)
     q, k, v = (x.to(dtype).flatten(0, 1) for x in (q_BHK, k_BHK, v_BHV))
     beta = beta_BH.to(dtype).reshape(-1, 1, 1)
     value = torch.baddbmm(v.unsqueeze(1), k.unsqueeze(1), state, alpha=-1) * beta
     state = torch.baddbmm(state, k.unsqueeze(2), value)
     o = torch.bmm(q.unsqueeze(1), state).squeeze(1) * key_dim**-0.5
-    return o.view(batch, heads, -1), state.view_as(state_BHKV)
+    return o.view(batch, heads, -1), state.view(batch, heads, *state.shape[1:])
