@@ -12,7 +12,7 @@ import torch
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import BRANCHES, REWARDS, SCOPES, RefineConfig
 from imprint.adapters.errors import AdaptationError
-from imprint.adapters.gate import probe_places
+from imprint.adapters.gate import probe_places, recall_probe
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quantum
 from imprint.adapters.refine import DocumentReader, Refiner, tokens_sha256
@@ -363,6 +363,30 @@ def test_patience_stops_the_steps(
     adapter, quanta = refined(tiny_model, document, config)
     assert sum(quantum.event is not None for quantum in quanta) <= 4
     assert not adapter.adapted
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_best_step_is_what_is_kept(
+    tiny_model: DeltaNet, document: list[int], small: RefineConfig, scope: str
+) -> None:
+    rate = 0.1 if scope == "lora" else 0.3  # large enough to overshoot
+    config = small.replace(steps=8, scope=scope, learning_rate=rate, patience=8, probe_confidence=0)
+    adapter, _ = refined(tiny_model, document, config)
+    result = adapter.manifest["result"]
+    best = result["best_step"]
+    assert adapter.delta is not None
+    assert best < 8
+    right, _ = refined(tiny_model, document, config.replace(steps=best))
+    assert tensors_equal(adapter, right)
+    places, _ = probe_places(adapter.entropy_T, config, seed=0)
+    args = (tiny_model, adapter.tokens_T, places)
+    probe = recall_probe(*args, adapter.state, config, delta=adapter.delta)
+    assert probe.mean == pytest.approx(result["probe_after"], abs=1e-5)
+    reader = DocumentReader(tiny_model, document, segment_tokens=64)
+    list(reader.run())
+    assert reader.adapter is not None
+    base = recall_probe(*args, reader.adapter.state, config, delta=None)
+    assert base.mean == pytest.approx(result["probe_before"], abs=1e-5)
 
 
 def test_reading_in_small_segments_leaves_the_same_adapter(
