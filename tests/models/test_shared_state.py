@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from imprint.models.deltanet import DeltaNet
 from imprint.models.state import RecurrentState
 
