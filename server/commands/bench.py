@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     step.add_argument("--rollout-length", type=int, default=5, metavar="N", help="rollout tokens")
     step.add_argument("--repeats", type=int, default=7, metavar="N", help="timed pairs")
     step.set_defaults(run=run_step)
+    answer = benchmarks.add_parser(
+        "answer",
+        help="time to first token, idle and while a long document is adapted",
+        description=(
+            "Put questions to a studied document, on a server of its own: the time to the first "
+            "token, idle and while a long document is adapted, and the longest quantum."
+        ),
+    )
+    _add_common(answer)
+    add = answer.add_argument
+    add("--num-questions", type=int, default=50, metavar="N", help="questions, idle and under load")
+    add("--document-tokens", type=int, default=1024, metavar="N", help="length of the document")
+    add("--background-tokens", type=int, default=16384, metavar="N", help="length of the other one")
+    answer.set_defaults(run=run_answer)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +75,24 @@ def run_step(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_answer(arguments: argparse.Namespace) -> int:
+    """Run `imprint.server.answer_benchmark`."""
+    names = ("num_questions", "document_tokens", "background_tokens", "threads")
+    _check(arguments, *names)
+    from imprint.server.answer_benchmark import run_answer_benchmark
+
+    numbers = run_answer_benchmark(
+        model=arguments.model,
+        num_questions=arguments.num_questions,
+        document_tokens=arguments.document_tokens,
+        background_tokens=arguments.background_tokens,
+        threads=arguments.threads,
+        progress=_say,
+    )
+    _write(numbers, as_json=arguments.json)
+    return 0
+
+
 def _check(arguments: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(arguments, name) < 1:
@@ -72,12 +105,19 @@ def _say(what: str) -> None:
 
 
 def _write(numbers: dict[str, Any], *, as_json: bool) -> None:
-    """Everything as JSON, or the plain numbers one a line."""
+    """Everything as JSON, or one number a line."""
     if as_json:
         write_json({"command": sys.argv[1:], **numbers})
         return
+    for name, value in _flat(numbers):
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        sys.stdout.write(f"{name:36} {shown}\n")
+
+
+def _flat(numbers: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Numbers and words with dotted names; lists of single measurements are left to JSON."""
     for name, value in numbers.items():
-        if isinstance(value, float):
-            sys.stdout.write(f"{name:28} {value:.4g}\n")
-        elif isinstance(value, int | str):
-            sys.stdout.write(f"{name:28} {value}\n")
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float | str):
+            yield f"{prefix}{name}", value

@@ -235,6 +235,17 @@ def test_a_model_that_cannot_be_loaded_is_told(tiny_checkpoint, tmp_path, docume
     assert "holds no config.json" in capsys.readouterr().err
 
 
+def test_bench_answer_prints_json(tiny_checkpoint, capsys):
+    code = main(
+        f"bench answer --model {tiny_checkpoint} --num-questions 1 --document-tokens 60 "
+        "--background-tokens 60 --json".split()
+    )
+    assert code == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["num_questions"] == 1
+    assert {"idle", "adapting", "longest_quantum_s"} < set(numbers)
+
+
 def test_eval_prints_one_json_report(tiny_checkpoint, tmp_path, capsys):
     predictions = tmp_path / "predictions.jsonl"
     code = main(
