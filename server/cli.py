@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Imports no torch.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from imprint.adapters.config import ConfigError
 from imprint.models.errors import ModelError
 from imprint.server.client_errors import ClientError
 from imprint.server.commands import adapt, answer, bench, evaluate, serve, train
-from imprint.server.commands.common import CommandError, error_console
+from imprint.server.commands.common import CommandError, error_console, printable
 
 _COMMANDS = (serve, answer, adapt, evaluate, bench, train)
 
@@ -36,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # answers hold any character
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -55,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: object, exit_code: int) -> int:
-    error_console().print(f"imprint: {message}", style="red", markup=False, soft_wrap=True)
+    text = printable(f"imprint: {message}")
+    error_console().print(text, style="red", markup=False, soft_wrap=True)
     return exit_code
 
 

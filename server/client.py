@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 _RETRIED_STATUSES = frozenset({409, 429, 503})
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _DONE = "[DONE]"
 _POLL_S = 0.2
 TERMINAL_STATUSES = frozenset({"succeeded", "rejected", "failed", "cancelled", "expired"})
@@ -115,11 +116,21 @@ class ImprintClient:
         """`timeout_s` bounds the wait for bytes, `max_wait_s` all waits between tries together."""
         if not url.startswith(("http://", "https://")):
             raise ClientError(f"the server's address must start with http:// or https://: {url}")
+        try:
+            host = httpx.URL(url).host
+        except httpx.InvalidURL as error:
+            raise ClientError(f"the server's address cannot be read: {url} ({error})") from None
         self.url = url.rstrip("/")
         self._max_wait_s = max_wait_s
         self._sleep = sleep
         timeout = httpx.Timeout(timeout_s, connect=min(10.0, timeout_s))
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, transport=transport)
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=timeout,
+            transport=transport,
+            # a proxy named in the environment cannot reach this machine's own servers
+            trust_env=host not in _LOOPBACK,
+        )
 
     def __enter__(self) -> Self:
         return self

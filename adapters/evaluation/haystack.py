@@ -42,7 +42,7 @@ def read_texts(path: Path) -> Iterator[str]:
     """Texts of a `.txt` file (one), or of a `.jsonl` / `.jsonl.zst` corpus (the field `text` of
     each line).
 
-    Raises `ValueError` for another suffix or a line without `text`.
+    Raises `ValueError` for another suffix, a torn file or a line without `text`.
     """
     if path.suffix == ".txt":
         yield path.read_text(encoding="utf-8")
@@ -52,11 +52,22 @@ def read_texts(path: Path) -> Iterator[str]:
     with path.open("rb") as raw:
         stream = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
         with io.TextIOWrapper(stream, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                document = json.loads(line)
-                if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-                    raise ValueError(f"{path.name} line {number} has no text field")
-                yield document["text"]
+            try:
+                for number, line in enumerate(lines, start=1):
+                    yield _text_of(line, f"{path.name} line {number}")
+            except zstandard.ZstdError as error:
+                raise ValueError(f"{path.name} is not a whole zstd file: {error}") from None
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("text"), str):
+        raise ValueError(f"{where} has no text field")
+    text: str = document["text"]
+    return text
 
 
 class Haystack:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from imprint.server.client import AnswerRequest, BadReplyError, ImprintClient
-from imprint.server.commands.common import UsageError, read_document, write_json
+from imprint.server.commands.common import UsageError, printable, read_document, write_json
 from imprint.server.commands.connection import add_connection, connect
 from imprint.server.commands.progress import StudyDisplay
 
@@ -84,4 +84,4 @@ def _write_answers(reply: dict[str, Any]) -> None:
     for answer in reply["answers"]:
         text = str(answer.get("answer", "")).strip()
         how = "adapted" if answer.get("adapted") else "not adapted"
-        sys.stdout.write(f"{answer.get('question', '')}\n  {text}  [{how}]\n")
+        sys.stdout.write(printable(f"{answer.get('question', '')}\n  {text}  [{how}]\n"))

@@ -183,6 +183,13 @@ def test_answers_come_from_a_running_server(server, document, capsys):
     }
 
 
+def test_what_the_model_says_cannot_steer_the_terminal(server, document, capsys):
+    reply = {"object": "answers", "answers": [{"question": "q", "answer": "\x1b[2Jgone\r"}]}
+    server.replies["POST /v1/answers"] = (200, sse(reply))
+    assert main(["answer", document, "-q", "q", "--url", server.url]) == 0
+    assert capsys.readouterr().out == "q\n  \ufffd[2Jgone  [not adapted]\n"
+
+
 def test_answers_as_json_are_the_servers_reply(server, document, capsys):
     server.replies["POST /v1/answers"] = (200, sse(ANSWERS))
     assert main(["answer", document, "-q", "Who?", "--json", "--url", server.url]) == 0

@@ -125,6 +125,16 @@ def test_a_refusal_without_our_error_shape_still_says_its_status():
 def test_addresses_must_be_http():
     with pytest.raises(ClientError, match="must start with http"):
         ImprintClient("localhost:8765")
+    with pytest.raises(ClientError, match="cannot be read"):
+        ImprintClient("http://[::1")
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_a_local_server(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with ImprintClient("http://127.0.0.1:8765") as client:
+        assert not client._http._mounts
+    with ImprintClient("http://imprint.example") as client:
+        assert client._http._mounts
 
 
 def test_wait_follows_events_over_a_broken_connection():

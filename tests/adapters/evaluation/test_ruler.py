@@ -109,6 +109,12 @@ def test_haystack_reads_txt_jsonl_and_zst(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"body": 1}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 has no text"):
         Haystack.from_file(tmp_path / "b.jsonl")
+    (tmp_path / "b.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        Haystack.from_file(tmp_path / "b.jsonl")
+    (tmp_path / "b.jsonl.zst").write_bytes(b"not zstd at all")
+    with pytest.raises(ValueError, match="not a whole zstd file"):
+        Haystack.from_file(tmp_path / "b.jsonl.zst")
     with pytest.raises(ValueError, match=r"haystack must be"):
         Haystack.from_file(tmp_path / "c.pdf")
     with pytest.raises(ValueError, match="holds no text"):
