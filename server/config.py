@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     """Deadline of an answer or completion; a request may ask for a shorter one."""
     adaptation_timeout_s: float = Field(default=24 * 3600.0, gt=0)
     """Deadline of an adaptation, from its submission to a worker; a request may shorten it."""
+    answer_adapter_ttl_s: float = Field(default=24 * 3600.0, gt=0)
+    """How long the adapter of a document that was only sent with questions is kept for more."""
+    history_s: float = Field(default=7 * 24 * 3600.0, gt=0)
+    """How long failed, cancelled and expired adaptations are remembered."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
     """On SIGTERM, how long running answers may take to finish."""
     keep_alive_s: float = Field(default=15.0, gt=0)

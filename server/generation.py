@@ -131,7 +131,8 @@ class Generation:
         if self._work.timeout_s is not None:
             deadline = self._work.timeout_s + DEADLINE_GRACE_S - time.monotonic() + self._began_at
         try:
-            return await asyncio.wait_for(anext(stream), deadline)
+            async with asyncio.timeout(deadline):
+                return await anext(stream)
         except TimeoutError:
             raise WorkFailedError("deadline_exceeded", "the request took too long") from None
         except StopAsyncIteration:

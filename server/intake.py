@@ -89,7 +89,8 @@ class Intake:
         seed = 0 if method.get("type") == "read" else body.seed
         asked = CreateAdaptation(document=document, model=body.model, method=method, seed=seed)
         new, tokens = await self.adaptation(asked)
-        return dataclasses.replace(new, pinned=False), tokens
+        ttl_s = self._settings.answer_adapter_ttl_s
+        return dataclasses.replace(new, pinned=False, expires_after_s=ttl_s), tokens
 
     async def ready(self, id: str) -> AdaptationRow:
         """An adaptation that can be asked; otherwise raises 404, 409 or 410."""

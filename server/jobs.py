@@ -48,6 +48,7 @@ class Jobs:
         model: str,
         max_active: int,
         drain_timeout_s: float,
+        history_s: float,
     ) -> None:
         self.journal = journal
         self._pool = pool
@@ -60,6 +61,7 @@ class Jobs:
         self._deletions: dict[str, asyncio.Task[None]] = {}
         self._admission = asyncio.Lock()
         self._drain_timeout_s = drain_timeout_s
+        self._history_s = history_s
         self._drain_deadline: float | None = None
 
     # ---- life of the service
@@ -289,9 +291,10 @@ class Jobs:
         await self._pool.evict(id)
 
     async def expire_due(self) -> None:
-        """Free the adapters whose time is over."""
+        """Free the adapters whose time is over, and forget what ended long ago."""
         for id in await self.journal(Journal.due, time.time()):
             await self.expire(id, "adaptation_expired")
+        await self.journal(Journal.forget, time.time() - self._history_s)
 
     async def _expire_forever(self) -> None:
         while True:

@@ -109,7 +109,7 @@ class Journal:
             ).fetchone()
             if found is not None:
                 if new.pinned and not found["pinned"]:
-                    db.execute("UPDATE adaptations SET pinned=1 WHERE id=?", (found["id"],))
+                    self._pin(found["id"], new.expires_after_s)
                 return adaptation_row(found), False
             if self.num_active() >= max_active:
                 raise JournalFullError
@@ -169,6 +169,14 @@ class Journal:
         )
         return [row["id"] for row in rows]
 
+    def forget(self, ended_before: float) -> None:
+        """Delete failed, cancelled and expired adaptations that ended before then."""
+        self._db.execute(
+            "DELETE FROM adaptations WHERE finished_at < ? AND deleting=0"
+            " AND status IN ('failed','cancelled','expired')",
+            (ended_before,),
+        )
+
     def num_active(self) -> int:
         """Adaptations queued or running."""
         query = "SELECT count(*) FROM adaptations WHERE status IN ('queued','running')"
@@ -181,9 +189,13 @@ class Journal:
         ).fetchone()
         return bytes(row["text"]).decode()
 
-    def pin(self, id: str) -> None:
-        """Keep the job even when the answer that made it goes away."""
-        self._db.execute("UPDATE adaptations SET pinned=1 WHERE id=?", (id,))
+    def _pin(self, id: str, expires_after_s: float | None) -> None:
+        """Keep the job even when the answer that made it goes away, and as long as asked now."""
+        self._db.execute(
+            "UPDATE adaptations SET pinned=1, expires_after_s=?, expires_at=finished_at+?"
+            " WHERE id=?",
+            (expires_after_s, expires_after_s, id),
+        )
 
     def start(self, id: str, *, attempt: int) -> None:
         """A worker has begun."""

@@ -56,10 +56,12 @@ class RequestRecord:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.http_requests.labels(method=method, route=route, status=status).inc()
         self._metrics.http_duration.labels(method=method, route=route).observe(passed_s)
+        level = logging.DEBUG if route in _PROBES and status < 400 else logging.INFO
         line = "%s %s %d %.3fs %s"
-        logger.info(line, method, scope["path"][:200], status, passed_s, request_id)
+        logger.log(level, line, method, scope["path"][:200], status, passed_s, request_id)
 
 
+_PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 

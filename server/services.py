@@ -49,6 +49,7 @@ class Services:
             model=settings.served_model_name,
             max_active=settings.max_active_adaptations,
             drain_timeout_s=settings.drain_timeout_s,
+            history_s=settings.history_s,
         )
         intake = Intake(settings, jobs, tokenizer, metrics)
         pool.on_observation = _Observer(metrics)

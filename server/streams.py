@@ -96,7 +96,8 @@ class EventStream(Response):
                     yield KEEP_ALIVE
                 chunk = step.result()
             finally:
-                await _stop(step)
+                if not step.done():
+                    await _stop(step)
             if chunk is None:
                 return
             yield chunk

@@ -20,7 +20,7 @@ from imprint.server.streams import encode_event, open_stream
 router = APIRouter(prefix="/v1/adaptations")
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-Sequence = Annotated[int, Query(ge=0)]
+Sequence = Annotated[int, Query(ge=0, le=2**62)]
 Accept = Annotated[str, Header()]
 
 

@@ -106,6 +106,26 @@ def test_asking_by_name_keeps_a_job_that_was_made_for_an_answer(journal: Journal
     assert row.pinned
 
 
+def test_asking_by_name_sets_the_time_it_is_kept(journal: Journal) -> None:
+    create(journal, pinned=False, expires_after_s=5.0)
+    journal.finish("adp_1", "succeeded")
+    assert journal.due(time.time() + 6) == ["adp_1"]
+    create(journal, id="adp_2", pinned=True)
+    assert journal.due(time.time() + 6) == []
+
+
+def test_old_failures_are_forgotten(journal: Journal) -> None:
+    for seed, status in enumerate(["failed", "cancelled", "succeeded"]):
+        create(journal, id=f"adp_{seed}", seed=seed)
+        journal.finish(f"adp_{seed}", status)
+    create(journal, id="adp_9", seed=9)
+    journal.forget(time.time() - 60)
+    assert len(journal.page("me", after=None, limit=9)) == 4
+    journal.forget(time.time() + 60)
+    rows = journal.page("me", after=None, limit=9)
+    assert [row.id for row in rows] == ["adp_9", "adp_2"]
+
+
 def test_the_queue_is_bounded_but_an_existing_job_is_found(journal: Journal) -> None:
     journal.create(new(), max_active=1)
     with pytest.raises(JournalFullError):
