@@ -23,6 +23,7 @@ from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
 from imprint.server.records import READY, AdaptationRow
 from imprint.server.replies import adaptation_object, answer_object
+from imprint.server.retention import Retention
 from imprint.server.schemas import CreateAnswers, CreateCompletion, parse_focus
 
 # What a worker says of an adapter that it cannot load, and what the client hears.
@@ -41,6 +42,7 @@ class Answers:
         self,
         settings: Settings,
         jobs: Jobs,
+        retention: Retention,
         intake: Intake,
         pool: Pool,
         tokenizer: Tokenizer,
@@ -48,6 +50,7 @@ class Answers:
     ) -> None:
         self._settings = settings
         self._jobs = jobs
+        self._retention = retention
         self._intake = intake
         self._pool = pool
         self._tokenizer = tokenizer
@@ -194,7 +197,7 @@ class Answers:
         code = LOST_ADAPTER.get(error.code)
         if id is None or code is None:
             return error
-        await self._jobs.expire(id, code)
+        await self._retention.expire(id, code)
         return WorkFailedError(code, f"the adapter of {id} is gone: {error.message}")
 
     def _timeout_s(self, asked: float | None) -> float:

@@ -73,6 +73,7 @@ class Intake:
             seed=body.seed,
             num_tokens=len(tokens),
             pinned=True,
+            priority=body.priority,
             timeout_s=min(body.timeout_s or limit_s, limit_s),
             expires_after_s=body.expires_after_s,
             metadata=body.metadata,

@@ -85,6 +85,7 @@ class JobRun:
             tokens=tokens,
             method=row.method,
             seed=row.seed,
+            priority=row.priority,
             timeout_s=row.timeout_s,
             attempt=max(1, row.attempt),
         )

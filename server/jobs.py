@@ -5,15 +5,14 @@ truth; memory holds only what wakes those who wait.
 """
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from imprint.models.tokenizer import Tokenizer
+from imprint.server.background import Background
 from imprint.server.errors import (
-    ImprintError,
     NotFoundError,
     OverloadedError,
     WorkFailedError,
@@ -26,13 +25,9 @@ from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
 from imprint.server.records import AdaptationRow, NewAdaptation
 
-logger = logging.getLogger(__name__)
-
 OWNER = "local"  # every resource has an owner in the journal; there is one until keys exist
 MAX_RESTARTS = 5
 CANCEL_WAIT_S = 10.0
-DELETE_WAIT_S = 60.0
-EXPIRY_INTERVAL_S = 5.0
 
 
 class Jobs:
@@ -48,7 +43,6 @@ class Jobs:
         model: str,
         max_active: int,
         drain_timeout_s: float,
-        history_s: float,
     ) -> None:
         self.journal = journal
         self._pool = pool
@@ -57,11 +51,9 @@ class Jobs:
         self._model = model
         self._max_active = max_active
         self._active: dict[str, ActiveJob] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._deletions: dict[str, asyncio.Task[None]] = {}
+        self._background = Background()
         self._admission = asyncio.Lock()
         self._drain_timeout_s = drain_timeout_s
-        self._history_s = history_s
         self._drain_deadline: float | None = None
 
     # ---- life of the service
@@ -70,8 +62,8 @@ class Jobs:
         """Take up what the journal holds unfinished."""
         for row in await self.journal(Journal.unfinished):
             if row.deleting:
-                self._begin_deletion(row.id)
-            elif row.cancel_requested:
+                continue  # Retention goes on with it
+            if row.cancel_requested:
                 await self.journal(Journal.finish, row.id, "cancelled")
             elif row.model != self._model:
                 message = f"accepted for the model {row.model}, which is not served any more"
@@ -83,7 +75,6 @@ class Jobs:
                 if row.status == "running":
                     await self.journal(Journal.requeue, row.id, reason="server_died", died=True)
                 self._launch(row)
-        self._spawn(self._expire_forever())
 
     @property
     def draining(self) -> bool:
@@ -112,22 +103,9 @@ class Jobs:
         """Stop following; what is unfinished stays so in the journal, for the next start."""
         self.drain()
         running = [id for id, job in self._active.items() if job.running]
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         for id in running:
             await self.journal(Journal.requeue, id, reason="server_stopped")
-
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-        return task
-
-    def _reap(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and not isinstance(task.exception(), ImprintError | None):
-            logger.error("background work failed", exc_info=task.exception())
 
     # ---- creating
 
@@ -135,19 +113,19 @@ class Jobs:
         """The job for this request and whether it is new; durable when this returns."""
         self.refuse_when_draining()
         # Journalling and launching belong together: a client that hangs up must not part them.
-        return await asyncio.shield(self._spawn(self._create(new, tokens)))
+        return await asyncio.shield(self._background.spawn(self._create(new, tokens)))
 
     @asynccontextmanager
     async def borrow(self, new: NewAdaptation, tokens: list[int]) -> AsyncIterator[AdaptationRow]:
         """The job for an answer. When the last answer leaves that wants it, and nobody asked for
         it by name, it is cancelled."""
         self.refuse_when_draining()
-        creation = self._spawn(self._create(new, tokens, waiter=True))
+        creation = self._background.spawn(self._create(new, tokens, waiter=True))
         try:
             row, _ = await asyncio.shield(creation)
             yield row
         finally:
-            self._spawn(self._give_back(creation))
+            self._background.spawn(self._give_back(creation))
 
     def refuse_when_draining(self) -> None:
         """Raises OverloadedError once the server has begun to stop."""
@@ -189,7 +167,7 @@ class Jobs:
 
     def _launch(self, row: AdaptationRow, tokens: list[int] | None = None) -> None:
         job = self._active[row.id] = ActiveJob(row)
-        self._spawn(self._run(job, tokens))
+        self._background.spawn(self._run(job, tokens))
 
     async def _run(self, job: ActiveJob, tokens: list[int] | None) -> None:
         run = JobRun(job, self.journal, self._pool, self._metrics)
@@ -256,47 +234,9 @@ class Jobs:
             job.cancelled = True
             await self._pool.cancel(id)
 
-    async def delete(self, id: str) -> None:
-        """Return when no memory, file or journal row holds the adaptation."""
-        row = await self.journal(Journal.get, id)
-        if row is None or not row.deleting:
-            await self.get(id)
-            await self.journal(Journal.mark_deleting, id)
-        deletion = self._deletions.get(id) or self._begin_deletion(id)
-        done, _ = await asyncio.wait({deletion}, timeout=DELETE_WAIT_S)
-        if not done or deletion.cancelled() or deletion.exception():
-            raise OverloadedError(
-                "the deletion goes on: a worker has not confirmed it yet; ask again",
-                code="deletion_pending",
-                retry_after_s=5,
-            )
-
-    def _begin_deletion(self, id: str) -> "asyncio.Task[None]":
-        deletion = self._deletions[id] = self._spawn(self._delete(id))
-        deletion.add_done_callback(lambda _: self._deletions.pop(id))
-        return deletion
-
-    async def _delete(self, id: str) -> None:
+    async def stop(self, id: str) -> None:
+        """Return when nothing runs this job any more."""
         if (job := self._active.get(id)) is not None:
             job.cancelled = True
             await self._pool.cancel(id)
             await job.done.wait()
-        await self._pool.evict(id)
-        await self.journal(Journal.delete, id)
-
-    async def expire(self, id: str, reason: str) -> None:
-        """Free a ready adaptation's adapter; asking for it is a 410 from now on."""
-        if await self.journal(Journal.expire, id, reason=reason):
-            self._metrics.adaptations.labels(outcome="expired").inc()
-        await self._pool.evict(id)
-
-    async def expire_due(self) -> None:
-        """Free the adapters whose time is over, and forget what ended long ago."""
-        for id in await self.journal(Journal.due, time.time()):
-            await self.expire(id, "adaptation_expired")
-        await self.journal(Journal.forget, time.time() - self._history_s)
-
-    async def _expire_forever(self) -> None:
-        while True:
-            await self.expire_due()
-            await asyncio.sleep(EXPIRY_INTERVAL_S)

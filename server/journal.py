@@ -116,12 +116,13 @@ class Journal:
             db.execute("INSERT OR IGNORE INTO documents VALUES (?, ?)", (sha256, data))
             db.execute(
                 "INSERT INTO adaptations (id, owner, sha256, model, method, seed, status, pinned,"
-                " num_tokens, num_bytes, timeout_s, expires_after_s, created_at, metadata)"
-                " VALUES (?,?,?,?,?,?,'queued',?,?,?,?,?,?,?)",
+                " num_tokens, num_bytes, priority, timeout_s, expires_after_s, created_at,"
+                " metadata)"
+                " VALUES (?,?,?,?,?,?,'queued',?,?,?,?,?,?,?,?)",
                 (
                     *(new.id, new.owner, sha256, new.model, method, new.seed, new.pinned),
-                    *(new.num_tokens, len(data), new.timeout_s, new.expires_after_s),
-                    *(time.time(), json.dumps(new.metadata)),
+                    *(new.num_tokens, len(data), new.priority, new.timeout_s),
+                    *(new.expires_after_s, time.time(), json.dumps(new.metadata)),
                 ),
             )
             self._add_event(new.id, "queued", {})

@@ -32,6 +32,7 @@ CREATE TABLE adaptations (
     num_tokens INTEGER NOT NULL,
     num_bytes INTEGER NOT NULL,
     nbytes INTEGER NOT NULL DEFAULT 0,
+    priority INTEGER NOT NULL,
     timeout_s REAL,
     expires_after_s REAL,
     created_at REAL NOT NULL,
@@ -73,6 +74,7 @@ class NewAdaptation:
     num_tokens: int
     pinned: bool
     """Asked for by name; otherwise made for an answer, and cancelled with it."""
+    priority: int = 0
     timeout_s: float | None = None
     expires_after_s: float | None = None
     metadata: dict[str, str]
@@ -98,6 +100,7 @@ class AdaptationRow:
     num_tokens: int
     num_bytes: int
     nbytes: int
+    priority: int
     timeout_s: float | None
     expires_after_s: float | None
     created_at: float

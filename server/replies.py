@@ -22,6 +22,7 @@ def adaptation_object(
         "model": row.model,
         "method": row.method,
         "seed": row.seed,
+        "priority": row.priority,
         "sha256": row.sha256,
         "num_tokens": row.num_tokens,
         "bytes": row.num_bytes,

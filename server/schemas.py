@@ -49,6 +49,8 @@ class CreateAdaptation(Body):
     """`{"type": "refine", "preset": …}` with any field of RefineConfig, or `{"type": "read"}`."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of every random choice of the adaptation."""
+    priority: int = Field(default=0, ge=-4, le=4)
+    """Each step up doubles the share of work that this job gets beside others."""
     timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Fail the job after this long."""
     expires_after_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)

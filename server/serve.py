@@ -24,6 +24,7 @@ from imprint.server.services import Services
 logger = logging.getLogger(__name__)
 
 LAST_BYTES_S = 2
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class DrainingServer(uvicorn.Server):
@@ -59,6 +60,8 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if settings.host not in LOOPBACK:
+        logger.warning("%s can be reached by others, and no key is asked for", settings.host)
     for name in unknown_variables():
         logger.warning("%s sets nothing: no setting has this name", name)
     try:

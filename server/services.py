@@ -16,6 +16,7 @@ from imprint.server.journal_thread import JournalThread
 from imprint.server.messages import Observation
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
+from imprint.server.retention import Retention
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Services:
     journal: JournalThread
     pool: Pool
     jobs: Jobs
+    retention: Retention
     intake: Intake
     answers: Answers
     events: EventFeed
@@ -49,26 +51,29 @@ class Services:
             model=settings.served_model_name,
             max_active=settings.max_active_adaptations,
             drain_timeout_s=settings.drain_timeout_s,
-            history_s=settings.history_s,
         )
+        retention = Retention(journal, pool, jobs, metrics, history_s=settings.history_s)
         intake = Intake(settings, jobs, tokenizer, metrics)
         pool.on_observation = _Observer(metrics)
         await pool.start()
         await jobs.start()
+        await retention.start()
         return cls(
             settings=settings,
             metrics=metrics,
             journal=journal,
             pool=pool,
             jobs=jobs,
+            retention=retention,
             intake=intake,
-            answers=Answers(settings, jobs, intake, pool, tokenizer, metrics),
+            answers=Answers(settings, jobs, retention, intake, pool, tokenizer, metrics),
             events=EventFeed(journal, jobs, max_streams=settings.max_event_streams),
         )
 
     async def close(self) -> None:
         """Leave unfinished jobs to the next start, end the workers, close the journal."""
         await self.jobs.close()
+        await self.retention.close()
         await self.pool.close(grace_s=self.jobs.drain_left_s)
         await self.journal.close()
 

@@ -60,7 +60,7 @@ async def cancel(id: str, services: FromApp) -> dict[str, Any]:
 @router.delete("/{id}")
 async def delete(id: str, services: FromApp) -> dict[str, Any]:
     """Free it: answers when no memory and no file holds it any more."""
-    await services.jobs.delete(id)
+    await services.retention.delete(id)
     return {"id": id, "object": "adaptation", "deleted": True}
 
 

@@ -57,7 +57,14 @@ def step(id: str, number: int) -> messages.AdaptationEvent:
 
 async def test_the_life_of_a_job(client: httpx.AsyncClient, pool: Any) -> None:
     first = await client.post(
-        PATH, json={"document": "hello", "metadata": {"a": "b"}, "seed": 3, "timeout_s": 60}
+        PATH,
+        json={
+            "document": "hello",
+            "metadata": {"a": "b"},
+            "seed": 3,
+            "timeout_s": 60,
+            "priority": 2,
+        },
     )
     assert first.status_code == 202
     job = first.json()
@@ -72,7 +79,7 @@ async def test_the_life_of_a_job(client: httpx.AsyncClient, pool: Any) -> None:
     assert job["progress"] == {"phase": "adapt", "step": 1, "steps": 2, "num_tokens": 5}
     assert job["adapter_bytes"] == 77
     work = pool.adapts[0]
-    assert (work.seed, work.timeout_s, work.attempt) == (3, 60, 1)
+    assert (work.seed, work.timeout_s, work.attempt, work.priority) == (3, 60, 1, 2)
     assert work.method["type"] == "refine"
     again = await client.post(PATH, json={"document": "hello", "seed": 3})
     assert (again.status_code, again.json()["id"]) == (200, job["id"])
@@ -268,8 +275,7 @@ async def test_pages(client: httpx.AsyncClient) -> None:
 async def test_expired_is_gone(client: Any, pool: Any) -> None:
     id = (await create(client, expires_after_s=0.001))["id"]
     await read_events(client, id)
-    jobs = client.app.state.services.jobs
-    await jobs.expire_due()
+    await client.app.state.services.retention.sweep()
     assert pool.evicted == [id]
     assert (await get(client, id))["status"] == "expired"
     asked = {"adaptation": id, "questions": ["a"]}

@@ -1,0 +1,94 @@
+"""What is kept and for how long: deletion that frees before it answers, expiry, forgetting.
+
+Knows journal, pool and jobs; knows nothing of HTTP. A deletion is marked in the journal first, so
+that a restart goes on with it.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+
+from imprint.server.background import Background
+from imprint.server.errors import OverloadedError
+from imprint.server.jobs import Jobs
+from imprint.server.journal import Journal
+from imprint.server.journal_thread import JournalThread
+from imprint.server.metrics import Metrics
+from imprint.server.pool_interface import Pool
+
+logger = logging.getLogger(__name__)
+
+DELETE_WAIT_S = 60.0
+SWEEP_INTERVAL_S = 5.0
+
+
+class Retention:
+    """Frees adapters."""
+
+    def __init__(
+        self, journal: JournalThread, pool: Pool, jobs: Jobs, metrics: Metrics, *, history_s: float
+    ) -> None:
+        self._journal = journal
+        self._pool = pool
+        self._jobs = jobs
+        self._metrics = metrics
+        self._history_s = history_s
+        self._background = Background()
+        self._deletions: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Go on with deletions that were cut short, and sweep from time to time."""
+        for row in await self._journal(Journal.unfinished):
+            if row.deleting:
+                self._begin_deletion(row.id)
+        self._background.spawn(self._sweep_forever())
+
+    async def close(self) -> None:
+        """Stop; deletions that are not complete go on at the next start."""
+        await self._background.close()
+
+    async def delete(self, id: str) -> None:
+        """Return when no memory, file or journal row holds the adaptation."""
+        row = await self._journal(Journal.get, id)
+        if row is None or not row.deleting:
+            await self._jobs.get(id)
+            await self._journal(Journal.mark_deleting, id)
+        deletion = self._deletions.get(id) or self._begin_deletion(id)
+        done, _ = await asyncio.wait({deletion}, timeout=DELETE_WAIT_S)
+        if not done or deletion.cancelled() or deletion.exception():
+            raise OverloadedError(
+                "the deletion goes on: a worker has not confirmed it yet; ask again",
+                code="deletion_pending",
+                retry_after_s=5,
+            )
+
+    def _begin_deletion(self, id: str) -> "asyncio.Task[None]":
+        deletion = self._deletions[id] = self._background.spawn(self._delete(id))
+        deletion.add_done_callback(lambda _: self._deletions.pop(id))
+        return deletion
+
+    async def _delete(self, id: str) -> None:
+        await self._jobs.stop(id)
+        await self._pool.evict(id)
+        await self._journal(Journal.delete, id)
+
+    async def expire(self, id: str, reason: str) -> None:
+        """Free a ready adaptation's adapter; asking for it is a 410 from now on."""
+        if await self._journal(Journal.expire, id, reason=reason):
+            self._metrics.adaptations.labels(outcome="expired").inc()
+        await self._pool.evict(id)
+
+    async def sweep(self) -> None:
+        """Free the adapters whose time is over, and forget what ended long ago."""
+        for id in await self._journal(Journal.due, time.time()):
+            await self.expire(id, "adaptation_expired")
+        await self._journal(Journal.forget, time.time() - self._history_s)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except sqlite3.OperationalError as error:  # the disk is full, say: later, then
+                logger.error("the journal cannot be written: %s", error)
+            await asyncio.sleep(SWEEP_INTERVAL_S)
