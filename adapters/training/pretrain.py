@@ -1,7 +1,7 @@
 """Pre-trains a small model from nothing. Resumable; knows nothing of REFINE.
 
 A run folder holds tokenizer.json, config.json, model.safetensors (a checkpoint that
-`imprint.models.load_model` reads), optimizer.pt and progress.json.
+`imprint.models.load_model` reads), optimizer.pt, progress.json and, at the end, `final/`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -175,6 +176,14 @@ class Pretraining:
                 self.save()
                 saved_at = now
         self.save()
+        self.export()
+
+    def export(self) -> None:
+        """Write `<out>/final`: the checkpoint as it ships, bfloat16 weights and the tokenizer."""
+        final = self.out / "final"
+        save_model(self.model, final, dtype=torch.bfloat16)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(self.out / name, final / name)
 
     def take_step(self) -> float:
         """Draw one batch and learn from it; returns the loss."""

@@ -15,7 +15,7 @@ from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
 from imprint.adapters.training.corpus import Prose
 from imprint.models.tokenizer import DEFAULT_QUESTION_TEMPLATE, Tokenizer
 
-PROSE_WEIGHT = 0.1
+PROSE_WEIGHT = 0.04
 """Loss weight of a token that is neither an answer nor a repeat."""
 
 

@@ -9,7 +9,7 @@ import torch
 
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.pretrain import Pretraining, pretrain, prime_induction
-from imprint.models import DeltaNet, ModelConfig, load_model
+from imprint.models import DeltaNet, ModelConfig, load_model, load_tokenizer
 
 CONFIG = """
 seed = 3
@@ -54,6 +54,9 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     Pretraining(config, files, tmp_path / "halves").run()
     first, second = (load_model(tmp_path / name).state_dict() for name in ("whole", "halves"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    shipped = load_model(tmp_path / "whole" / "final").state_dict()
+    assert all(torch.allclose(shipped[name], first[name], rtol=1e-2) for name in first)
+    assert load_tokenizer(tmp_path / "whole" / "final").vocab_size == config.model.vocab_size
 
 
 def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
