@@ -222,7 +222,15 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
     "fast": {"steps": 4, "learning_rate": 1e-2, "group_size": 2, "patience": 2},
     # the questions are known and choose the positions; a step costs some hundred tokens
-    "focus": {"scope": "query_lora", "branches": "recall", "steps": 16, "learning_rate": 3e-3},
+    "focus": {
+        "scope": "query_lora",
+        "branches": "recall",
+        "steps": 8,
+        "learning_rate": 1e-2,
+        "group_size": 2,
+        "rollout_length": 10,
+        "cue_tokens": 12,
+    },
     # arXiv 2602.16704, test time. The paper trains every weight; the scope here is lora, the widest
     # one there is, so the numbers are for parity of the step, and no good serving defaults.
     "paper": {
