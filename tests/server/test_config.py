@@ -1,6 +1,8 @@
 """Every setting is documented, settable and checked."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,11 @@ def test_kubernetes_service_link_is_explained(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("IMPRINT_PORT", "tcp://10.0.0.1:8765")
     with pytest.raises(ValidationError, match="enableServiceLinks"):
         Settings()
+
+
+def test_the_api_process_loads_no_torch() -> None:
+    code = "import sys, imprint.server.serve; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_misspelled_variables_are_found() -> None:
