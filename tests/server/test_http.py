@@ -161,6 +161,8 @@ async def test_health(client: httpx.AsyncClient, pool: Any) -> None:
     refused = await client.get("/health/ready")
     check_shape(refused, 503, "not_ready")
     assert refused.headers["retry-after"] == "1"
+    pool.worker.restarts["unusable_model"] = 1
+    check_shape(await client.get("/health/ready"), 503, "unusable_model")
     health = (await client.get("/health")).json()
     assert (health["status"], health["workers"][0]["up"]) == ("not_ready", True)
     assert (await client.get("/version")).json()["model"] == "tiny"
