@@ -126,10 +126,10 @@ class RefineConfig:
     """Tokens of one reading segment (C): bounds activation memory and the longest quantum."""
     temperature: float = 1.0
     """Sampling temperature of the rollouts."""
-    focus_gamma: float = 10.0
+    focus_gamma: float = 25.0
     """Weight of relevance (0 to 1) against entropy in nats when questions choose the positions."""
     focus_window: int = 16
-    """Tokens after a matching term over which its relevance fades to zero."""
+    """Tokens after a match of a question term that it makes relevant, the nearest ones most."""
     patience: int = 3
     """Probes in a row without improvement after which the steps stop."""
     probe_places: int = 32

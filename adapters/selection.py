@@ -112,9 +112,9 @@ def relevance(document: Tensor | list[int], question: list[int], *, window: int)
     """How much the tokens just before each position have to do with a question: [T], 0 to 1.
 
     The terms are the question's runs of 1 to 3 tokens. Each adds its inverse document frequency
-    (BM25's, over stretches of `window` tokens), fading linearly to zero over `window` tokens after
-    a match, so positions right after rare question terms score best: the cue then holds the term
-    and the rollout what the document says next. All zeros where no term occurs.
+    (BM25's, over stretches of `window` tokens), fading to a half over `window` tokens after a match
+    and then to nothing, so positions right after rare question terms score best: the cue then holds
+    the term and the rollout what the document says next. All zeros where no term occurs.
     """
     document_T = torch.as_tensor(document, dtype=torch.long).cpu()
     question_M = torch.tensor(question, dtype=torch.long)
@@ -143,7 +143,8 @@ def _term_scores(codes_T: Tensor, terms_M: Tensor, window: int) -> Tensor:
     index_T = torch.arange(codes_T.numel())
     match_MT = codes_T == terms_M.unsqueeze(1)
     last_MT = torch.where(match_MT, index_T, -window).cummax(1).values
-    fresh_MT = (1 - (index_T - last_MT) / window).clamp_min(0).double()
+    age_MT = (index_T - last_MT) / window
+    fresh_MT = torch.where(age_MT < 1, 1 - age_MT / 2, 0.0).double()
     num_stretches = max(codes_T.numel() / window, 1.0)
     frequency_M = ((fresh_MT > 0).sum(1) / window).clamp_max(num_stretches)
     idf_M = torch.log1p((num_stretches - frequency_M + 0.5) / (frequency_M + 0.5))
