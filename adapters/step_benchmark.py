@@ -50,7 +50,7 @@ def run_step_benchmark(
     num_tokens: int = 4096,
     positions: int = 8,
     rollout_length: int = 5,
-    segment_tokens: int = 512,
+    segment_tokens: int = 1024,
     repeats: int = 7,
     literal_repeats: int = 3,
     peak_tokens: tuple[int, int] = (8192, 32768),
