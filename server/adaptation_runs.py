@@ -45,9 +45,9 @@ class AdaptationRuns:
             task = self._task(message, around.segment_tokens)
             around.scheduler.add_job(task.job)
         except studies.MethodError as error:
-            self._emit_failed(id, "invalid_method", str(error))
+            self.refuse(id, "invalid_method", str(error))
         except TooLargeError as error:
-            self._emit_failed(id, "document_too_large", f"the adaptation {error}")
+            self.refuse(id, "document_too_large", f"the adaptation {error}")
         else:
             self._tasks[id] = task
 
@@ -168,7 +168,11 @@ class AdaptationRuns:
     def fail(self, adaptation_id: str, code: str, message: str) -> None:
         """End an adaptation with an error."""
         self._drop(adaptation_id)
-        self._emit_failed(adaptation_id, code, message)
+        self.refuse(adaptation_id, code, message)
+
+    def refuse(self, adaptation_id: str, code: str, message: str) -> None:
+        """Say that an adaptation has failed, or was never taken in."""
+        self._around.emit(AdaptationFailed(adaptation_id=adaptation_id, code=code, message=message))
 
     def cancel(self, adaptation_id: str) -> None:
         """End an adaptation because its client asked for it."""
@@ -178,6 +182,3 @@ class AdaptationRuns:
     def _drop(self, adaptation_id: str) -> None:
         self._around.scheduler.remove(adaptation_id)
         self._tasks.pop(adaptation_id).study.close()
-
-    def _emit_failed(self, adaptation_id: str, code: str, message: str) -> None:
-        self._around.emit(AdaptationFailed(adaptation_id=adaptation_id, code=code, message=message))

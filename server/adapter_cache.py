@@ -33,7 +33,7 @@ class AdapterCache:
             return adapter
         try:
             adapter = self._store.load(adapter_id)
-        except Exception:
+        except KeyError:
             self._count("adapter_misses_total")
             raise
         self._count("adapter_hits_total", tier="disk")

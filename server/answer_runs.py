@@ -18,13 +18,17 @@ from imprint.server.messages import (
     TokenDelta,
 )
 from imprint.server.plain import plain
-from imprint.server.scheduler import QueueFullError, TooLargeError
+from imprint.server.scheduler import QueueFullError
 from imprint.server.sequence import Job, Request, Sequence
 from imprint.server.slot_states import SlotStates
 from imprint.server.tasks import Answer, RequestTask, Surroundings
 from imprint.server.text_stream import TextStream
 
 log = logging.getLogger(__name__)
+
+
+class PromptTooLongError(ValueError):
+    """A prompt is longer than this worker accepts."""
 
 
 class AnswerRuns:
@@ -57,8 +61,8 @@ class AnswerRuns:
             self._around.scheduler.add_request(task.request)
         except studies.MethodError as error:
             self.refuse(id, "invalid_method", str(error))
-        except TooLargeError as error:
-            self.refuse(id, "context_length_exceeded", f"the request has {error}")
+        except PromptTooLongError as error:
+            self.refuse(id, "context_length_exceeded", str(error))
         except ValueError as error:
             self.refuse(id, "invalid_request", str(error))
         except QueueFullError as error:
@@ -75,8 +79,8 @@ class AnswerRuns:
             if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < vocab_size:
                 raise ValueError(f"a prompt's token is outside the vocabulary of {vocab_size}")
             if len(prompt.tokens) > around.max_tokens:
-                raise TooLargeError(
-                    f"a prompt of {len(prompt.tokens)} tokens, at most {around.max_tokens} fit"
+                raise PromptTooLongError(
+                    f"a prompt has {len(prompt.tokens)} tokens, at most {around.max_tokens} fit"
                 )
         if not message.prompts or message.max_tokens < 1:
             raise ValueError("a request needs at least one prompt and max_tokens of at least 1")

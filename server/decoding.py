@@ -120,12 +120,7 @@ def _same(old: list[LoraDelta | None], new: list[LoraDelta | None]) -> bool:
 def _sample(logits_BV: Tensor, rows: list[Row]) -> list[int | None]:
     """One token a row. The random number depends on the row's seed and token index alone."""
     finite = logits_BV.isfinite().all(-1).tolist()
-    uniform_B = torch.cat(
-        [
-            counter_uniform(row.sequence.seed, torch.tensor([len(row.sequence.tokens)]))
-            for row in rows
-        ]
-    )
+    uniform_B = torch.cat([_uniform(row) for row in rows])
     device = logits_BV.device
     tokens_B = sample_tokens(
         logits_BV.nan_to_num(),
@@ -134,3 +129,9 @@ def _sample(logits_BV: Tensor, rows: list[Row]) -> list[int | None]:
         uniform_B.to(device),
     )
     return [token if ok else None for token, ok in zip(tokens_B.tolist(), finite, strict=True)]
+
+
+def _uniform(row: Row) -> Tensor:
+    if row.temperature <= 0:
+        return torch.full((1,), 0.5, dtype=torch.float64)  # greedy: not looked at
+    return counter_uniform(row.sequence.seed, torch.tensor([len(row.sequence.tokens)]))

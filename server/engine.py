@@ -3,8 +3,8 @@
 Knows the model, the adapters and every job of this worker; knows nothing of sockets, processes or
 HTTP. What it has to say goes to `emit` at once, so that a token never waits for a quantum.
 
-An error ends the jobs of the unit of work it happened in (a batch, a quantum) and nothing else: it
-leaves `step`, and the caller gives it back to `fail_unit`.
+An error ends the jobs of the unit of work it happened in (a message, a batch, a quantum) and
+nothing else: it leaves `handle` or `step`, and the caller gives it back to `fail_unit`.
 """
 
 import logging
@@ -35,12 +35,15 @@ from imprint.server.messages import (
 from imprint.server.scheduler import Expired, Scheduler, SchedulerConfig
 from imprint.server.sequence import Job, Sequence
 from imprint.server.slot_states import SlotStates
-from imprint.server.tasks import Emit, Surroundings, failure, is_out_of_memory
+from imprint.server.tasks import INTERNAL_ERROR, OUT_OF_MEMORY, Emit, Surroundings, failure
 from imprint.server.worker_config import WorkerConfig
 
 log = logging.getLogger(__name__)
 
 MAX_HELD_OBSERVATIONS = 256
+
+
+Refuse = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Unit:
 
     phase: str
     ids: tuple[str, ...]
+    refuse: Refuse | None = None
+    """How to answer for work that has not been taken in yet."""
 
 
 class Engine:
@@ -110,12 +115,13 @@ class Engine:
     def handle(self, message: ToWorker) -> None:
         """Take a message in; work begins with the next `step`."""
         match message:
-            case Adapt():
-                self._adaptations.add(message)
-            case Generate():
-                if self.scheduler.draining:
-                    self._answers.refuse(message.request_id, "draining", "the server is stopping")
-                else:
+            case Adapt(adaptation_id=id):
+                with self._in_unit("intake", [id], self._adaptations.refuse):
+                    self._adaptations.add(message)
+            case Generate(request_id=id) if self.scheduler.draining:
+                self._answers.refuse(id, "draining", "the server is stopping")
+            case Generate(request_id=id):
+                with self._in_unit("intake", [id], self._answers.refuse):
                     self._answers.add(message)
             case Cancel(id=id):
                 if id in self._adaptations:
@@ -162,6 +168,8 @@ class Engine:
         for request in plan.begin:
             with self._in_unit("begin", [request.id]):
                 self._answers.begin(request)
+        if not plan.decode and not plan.prefill:
+            self._decoder.forget()
         if plan.decode:
             self._forward("decode", [(sequence, 0) for sequence in plan.decode])
         if plan.prefill:
@@ -203,9 +211,9 @@ class Engine:
                 self._adaptations.advance(job)
 
     @contextmanager
-    def _in_unit(self, phase: str, ids: Seq[str]) -> Iterator[None]:
+    def _in_unit(self, phase: str, ids: Seq[str], refuse: Refuse | None = None) -> Iterator[None]:
         # left set when an error passes through: fail_unit reads it
-        self._unit = Unit(phase, tuple(dict.fromkeys(ids)))
+        self._unit = Unit(phase, tuple(dict.fromkeys(ids)), refuse)
         yield
         self._unit = None
 
@@ -215,19 +223,28 @@ class Engine:
         unit, self._unit = self._unit, None
         if unit is None:
             raise error
-        log.error("%s of %s failed", unit.phase, ", ".join(unit.ids), exc_info=error)
-        self._around.count("engine_errors_total", phase=unit.phase)
-        if is_out_of_memory(error):
-            self._around.count("oom_total", phase=unit.phase, recovered="false")
         code, text = failure(error)
+        if code == INTERNAL_ERROR:
+            log.error("%s of %s failed", unit.phase, ", ".join(unit.ids), exc_info=error)
+            self._around.count("engine_errors_total", phase=unit.phase)
+        else:
+            log.warning("%s of %s ended: %s", unit.phase, ", ".join(unit.ids), code)
+        if code == OUT_OF_MEMORY and unit.phase != "quantum":  # adaptations count their own
+            self._around.count("oom_total", phase=unit.phase, recovered="false")
         for id in unit.ids:
-            self._fail(id, code, text)
+            known = self._fail(id, code, text)
+            if not known and unit.refuse is not None:
+                unit.refuse(id, code, text)
 
-    def _fail(self, id: str, code: str, text: str) -> None:
+    def _fail(self, id: str, code: str, text: str) -> bool:
+        """End a job or request; False if there is none of this id."""
         if id in self._adaptations:
             self._adaptations.fail(id, code, text)
         elif id in self._answers:
             self._answers.fail(id, code, text)
+        else:
+            return False
+        return True
 
     def _expire(self, expired: Expired) -> None:
         self._around.count("request_deadline_exceeded_total", phase=expired.phase)

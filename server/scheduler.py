@@ -111,7 +111,8 @@ class Scheduler:
         """Queue a request. Raises `QueueFullError`, or `TooLargeError` for too many sequences."""
         if request.num_slots > self.config.num_slots:
             raise TooLargeError(
-                f"{request.num_slots} sequences, this worker has {self.config.num_slots} slots"
+                f"the request has {request.num_slots} sequences, this worker has "
+                f"{self.config.num_slots} slots"
             )
         if len(self._waiting) >= self.config.max_waiting_requests:
             raise QueueFullError(f"{len(self._waiting)} requests are waiting already")
@@ -156,7 +157,9 @@ class Scheduler:
         sequences = [s for request in self._ready.values() for s in request.sequences]
         plan.decode = [sequence for sequence in sequences if sequence.decoding]
         plan.prefill = self._share_prefill([s for s in sequences if s.num_unread])
-        if not (plan.decode or plan.prefill) or now >= self._next_quantum_at:
+        answering = bool(plan.decode or plan.prefill)
+        # a request that begins now is prefilled in the next step: no quantum in between
+        if not plan.begin and (not answering or now >= self._next_quantum_at):
             plan.quantum = self._next_job()
         return plan
 

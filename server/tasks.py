@@ -23,6 +23,9 @@ from imprint.server.studies import Study
 from imprint.server.text_stream import TextStream
 
 Emit = Callable[[FromWorker], None]
+OUT_OF_MEMORY = "out_of_memory"
+INTERNAL_ERROR = "internal_error"
+"""The code of errors that nobody expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,7 @@ def failure(error: Exception) -> tuple[str, str]:
     if isinstance(error, CorruptAdapterError):
         return "adapter_corrupt", "the stored adapter is damaged or of another model; adapt again"
     if is_out_of_memory(error):
-        return "out_of_memory", "the worker ran out of memory; send less at once"
+        return OUT_OF_MEMORY, "the worker ran out of memory; send less at once"
     if isinstance(error, OSError):
         return "store_failed", f"the adapter could not be written or read: {error.strerror}"
-    return "internal_error", "the worker failed on this job; its log says why"
+    return INTERNAL_ERROR, "the worker failed on this job; its log says why"

@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import msgspec
 import torch
@@ -27,6 +29,8 @@ from imprint.server.tasks import Emit
 from imprint.server.worker_config import WorkerConfig, WorkerStart
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
 EXIT_LINGER_MS = 2000
@@ -64,16 +68,16 @@ class Worker:
                 return 1
             if self._drained():
                 break
-            busy = self._work()
+            busy = self._guarded(self._engine.step)
         self._engine.flush_observations()
         self._socket.close()
         self._context.term()
         return 0
 
-    def _work(self) -> bool:
-        """One step. The only place that catches everything: one job's error must not end others."""
+    def _guarded(self, work: Callable[[], T]) -> T | Literal[True]:
+        """The only place that catches everything: one job's error must not end the others."""
         try:
-            return self._engine.step()
+            return work()
         except Exception as error:
             self._engine.fail_unit(error)
             return True
@@ -82,7 +86,8 @@ class Worker:
         """Take in what has arrived; without work to do, wait for it until the next heartbeat."""
         wait_s = 0.0 if busy else max(self._next_heartbeat - time.monotonic(), 0.0)
         while self._socket.poll(int(wait_s * 1000), zmq.POLLIN):
-            self._engine.handle(decode_to_worker(self._socket.recv(zmq.NOBLOCK)))
+            message = decode_to_worker(self._socket.recv(zmq.NOBLOCK))
+            self._guarded(partial(self._engine.handle, message))
             wait_s = 0.0
 
     def _beat(self) -> None:

@@ -142,7 +142,7 @@ class WorkerProcess:
         self.beat = None
         return reason
 
-    async def back_off(self) -> None:
-        """Wait before the next start, each time twice as long."""
+    def next_backoff_s(self) -> float:
+        """How long to wait before the next start: each time twice as long."""
         wait_s, self._backoff_s = self._backoff_s, min(2 * self._backoff_s, MAX_BACKOFF_S)
-        await asyncio.sleep(wait_s)
+        return wait_s

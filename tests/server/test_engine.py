@@ -563,6 +563,20 @@ def test_an_adapter_of_another_model_is_refused(make_rig: Callable[..., Rig]) ->
     assert one(rig.run(), RequestFailed).code == "adapter_corrupt"
 
 
+def test_work_that_cannot_even_be_taken_in_gets_an_answer(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    method: Any = {"type": ["unhashable"]}
+    rig.engine.handle(Adapt(adaptation_id="a", tokens=[5] * 50, method=method))
+    assert one(rig.run(), AdaptationFailed).code == "invalid_method"
+    with pytest.raises(TypeError):
+        rig.engine.handle(Adapt(adaptation_id="b", tokens=[5] * 50, method=None))  # type: ignore[arg-type]
+    rig.engine.fail_unit(TypeError())
+    assert one(rig.run(), AdaptationFailed) == AdaptationFailed(
+        adaptation_id="b", code="internal_error",
+        message="the worker failed on this job; its log says why",
+    )  # fmt: skip
+
+
 def test_an_error_from_outside_a_unit_is_not_swallowed(make_rig: Callable[..., Rig]) -> None:
     with pytest.raises(KeyError):
         make_rig().engine.fail_unit(KeyError("a bug"))

@@ -85,6 +85,17 @@ def test_quanta_keep_to_their_share_while_answers_decode() -> None:
     assert sched.schedule(2.0).quantum is study  # nobody waits for an answer
 
 
+def test_no_quantum_stands_between_a_request_and_its_first_token() -> None:
+    sched = scheduler()
+    sched.add_job(job("study"))
+    sched.add_request(request("a"))
+    plan = sched.schedule(0.0)
+    assert len(plan.begin) == 1
+    assert plan.quantum is None
+    begin(sched, plan.begin)
+    assert sched.schedule(0.0).prefill
+
+
 def test_the_least_served_document_runs_next_and_priority_doubles_a_share() -> None:
     sched = scheduler()
     jobs = [job("a"), job("b"), job("c", priority=1)]
@@ -183,6 +194,8 @@ def test_a_drain_lets_answers_finish_and_starts_no_adaptation_quantum() -> None:
     sched.add_job(job("study"))
     sched.schedule(0.0)
     sched.add_request(request("a"))
+    begun = sched.schedule(0.0).begin
+    sched.begun("a")
     sched.add_job(job("a", focus=True))
     sched.draining = True
     for step in range(8):
@@ -190,7 +203,7 @@ def test_a_drain_lets_answers_finish_and_starts_no_adaptation_quantum() -> None:
         assert chosen is not None
         assert chosen.focus
         sched.charge(chosen, 10, 0.001, float(step))
-    begin(sched, sched.schedule(9.0).begin)
+    begin(sched, begun)
     prefill(sched.schedule(9.0).prefill)
     assert len(sched.schedule(10.0).decode) == 1
     sched.remove("a")

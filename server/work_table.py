@@ -1,0 +1,178 @@
+"""Every adaptation and request of the pool: where it is, where it may go, what a death does to it.
+
+Bookkeeping only: knows messages and which workers are up; sends nothing, starts nothing.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from imprint.server.messages import (
+    Adapt,
+    AdaptationDone,
+    AdaptationFailed,
+    AdaptationRequeued,
+    AdaptationStarted,
+    Generate,
+    RequestFailed,
+    RequestMessage,
+    WorkMessage,
+)
+from imprint.server.work_stream import WorkStream
+from imprint.server.worker_config import PoolConfig
+from imprint.server.worker_process import WorkerProcess
+
+MAX_WAITING_DEATHS = 3
+"""Deaths of workers that a waiting adaptation outlives before it is a suspect itself."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One adaptation or request, from `submit` to its end."""
+
+    id: str
+    message: Adapt | Generate
+    stream: WorkStream
+    deadline: float | None
+    worker: WorkerProcess | None = None
+    started: bool = False
+    """Whether its worker has begun an adaptation's first quantum."""
+    cancelled: bool = False
+    num_deaths: int = 0
+    """Workers that died while they had it."""
+
+    def with_time_left(self) -> Adapt | Generate:
+        """The message, with what is left of its time."""
+        if self.deadline is None:
+            return self.message
+        left_s = max(self.deadline - time.monotonic(), 0.0)
+        return msgspec.structs.replace(self.message, timeout_s=left_s)
+
+
+class WorkTable:
+    """Work by id, in order of arrival."""
+
+    def __init__(self, config: PoolConfig, workers: Sequence[WorkerProcess]) -> None:
+        self._config = config
+        self._workers = workers
+        self._works: dict[str, Work] = {}
+
+    def add(self, message: Adapt | Generate, on_close: Callable[[], None]) -> Work:
+        """Register work. Raises ValueError if its id is in flight."""
+        id = message.adaptation_id if isinstance(message, Adapt) else message.request_id
+        if id in self._works:
+            raise ValueError(f"{id} is in flight already")
+        deadline = None if message.timeout_s is None else time.monotonic() + message.timeout_s
+        work = Work(id, message, WorkStream(message, on_close), deadline)
+        self._works[id] = work
+        return work
+
+    def get(self, id: str) -> Work | None:
+        """The work of this id, if it is in flight."""
+        return self._works.get(id)
+
+    def drop(self, work: Work) -> None:
+        """Forget work; its id is free again."""
+        self._works.pop(work.id, None)
+
+    def all(self) -> list[Work]:
+        """All work in flight."""
+        return list(self._works.values())
+
+    def held(self) -> list[Work]:
+        """Work that no worker has."""
+        return [work for work in self._works.values() if work.worker is None]
+
+    # ---- routing -------------------------------------------------------------------------------
+
+    def choose(self, message: Adapt | Generate) -> WorkerProcess | None:
+        """The worker with the least work in flight, among those that can take this."""
+        loads = {worker.name: 0 for worker in self._workers}
+        for other in self._works.values():
+            if other.worker is not None:
+                loads[other.worker.name] += 1
+        able = [w for w in self._workers if w.up and self._has_room(w, message)]
+        return min(able, key=lambda worker: loads[worker.name], default=None)
+
+    def _has_room(self, worker: WorkerProcess, message: Adapt | Generate) -> bool:
+        if isinstance(message, Generate):
+            return True
+        studying = [
+            work.message
+            for work in self._works.values()
+            if work.worker is worker and isinstance(work.message, Adapt)
+        ]
+        # What may have killed a worker is tried again alone, so that it takes nobody with it.
+        if message.attempt > 1 or any(other.attempt > 1 for other in studying):
+            return not studying
+        return len(studying) < self._config.worker_window
+
+    def route(self, worker: WorkerProcess, message: WorkMessage) -> Work | None:
+        """Put a worker's message into its stream; returns the work if that was its end.
+
+        A message about work that is now another worker's, or nobody's, is dropped.
+        """
+        id = message.request_id if isinstance(message, RequestMessage) else message.adaptation_id
+        work = self._works.get(id)
+        if work is None or work.worker is not worker:
+            return None
+        if isinstance(message, AdaptationStarted):
+            work.started = True
+        work.stream.put(message)
+        if not work.stream.ended:
+            return None
+        self.drop(work)
+        return work
+
+    # ---- ends that the pool decides ------------------------------------------------------------
+
+    def fail(self, work: Work, code: str, text: str) -> None:
+        """End work with an error."""
+        self.drop(work)
+        if isinstance(work.message, Adapt):
+            work.stream.put(AdaptationFailed(adaptation_id=work.id, code=code, message=text))
+        else:
+            work.stream.put(RequestFailed(request_id=work.id, code=code, message=text))
+
+    def cancel(self, work: Work) -> None:
+        """End work that no worker has, because its client asked for it."""
+        if isinstance(work.message, Adapt):
+            self.drop(work)
+            work.stream.put(AdaptationDone(adaptation_id=work.id, status="cancelled"))
+        else:
+            self.fail(work, "cancelled", "the request was cancelled")
+
+    def expire(self) -> None:
+        """End held work whose time is over; workers watch over what they have."""
+        now = time.monotonic()
+        for work in self.held():
+            if work.deadline is not None and now >= work.deadline:
+                self.fail(work, "deadline_exceeded", "timeout_s has passed (in queue)")
+
+    def orphan(self, worker: WorkerProcess, reason: str) -> None:
+        """Decide on everything that a dead worker had."""
+        for work in self.all():
+            if work.worker is not worker:
+                continue
+            work.worker = None
+            if work.cancelled:
+                self.cancel(work)
+            elif isinstance(work.message, Generate):
+                self.fail(work, "worker_died", "the worker died under this request; try again")
+            else:
+                self._try_again(work, work.message, reason)
+
+    def _try_again(self, work: Work, message: Adapt, reason: str) -> None:
+        """An adaptation that had begun has one attempt less; one that waited, only in the end."""
+        work.num_deaths += 1
+        if not work.started and work.num_deaths < MAX_WAITING_DEATHS:
+            return
+        if message.attempt >= self._config.max_attempts:
+            text = f"the worker died under it in attempt {message.attempt} ({reason})"
+            self.fail(work, "worker_died", text)
+            return
+        attempt = message.attempt + 1
+        work.message = msgspec.structs.replace(message, attempt=attempt)
+        work.stream.put(AdaptationRequeued(adaptation_id=work.id, attempt=attempt, reason=reason))
