@@ -17,11 +17,11 @@ from torch import Tensor
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.branches import query_step
 from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.delta import init_delta, make_optimizer
 from imprint.adapters.gate import ProbeResult, judge, recall_probe
 from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quanta, Quantum, Usage
-from imprint.adapters.refine import init_delta, make_optimizer
 from imprint.adapters.selection import focus_positions, relevance
 from imprint.models.deltanet import DeltaNet
 from imprint.models.lora import LoraDelta

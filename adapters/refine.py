@@ -6,19 +6,18 @@ between or stop. Knows nothing of HTTP, queues or files.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.branches import query_step
 from imprint.adapters.config import RefineConfig
-from imprint.adapters.errors import AdaptationError
+from imprint.adapters.delta import init_delta, make_optimizer
+from imprint.adapters.document import document_tokens, tokens_sha256
 from imprint.adapters.gate import (
     ProbeResult,
     Verdict,
@@ -46,92 +45,6 @@ class _Candidate:
     delta: LoraDelta
     end_state: RecurrentState
     probe: ProbeResult
-
-
-def document_tokens(model: DeltaNet, tokens: Sequence[int]) -> Tensor:
-    """Token ids as a tensor on the model's device. Raises AdaptationError if there are none."""
-    if not tokens:
-        raise AdaptationError("document_empty", "the document holds no tokens; send some text")
-    for token in (min(tokens), max(tokens)):
-        if not 0 <= token < model.config.vocab_size:
-            raise AdaptationError(
-                "invalid_token",
-                f"token id {token} is outside the vocabulary of {model.config.vocab_size}",
-            )
-    return torch.tensor(tokens, dtype=torch.long, device=model.device)
-
-
-def init_delta(model: DeltaNet, config: RefineConfig, *, seed: int, num: int = 1) -> LoraDelta:
-    """Fresh deltas on projections whose names end in one of `config.lora_targets` (or on all)."""
-    targets = {
-        name: shape
-        for name, shape in model.lora_targets().items()
-        if not config.lora_targets or name.endswith(config.lora_targets)
-    }
-    if not targets:
-        raise AdaptationError(
-            "invalid_method", f"no projection's name ends in one of {list(config.lora_targets)}"
-        )
-    delta = LoraDelta.init(
-        targets,
-        config.lora_rank,
-        seed=seed,
-        num=num,
-        device=model.device,
-        dtype=_delta_dtype(model),
-    )
-    return delta.requires_grad_()
-
-
-def _delta_dtype(model: DeltaNet) -> torch.dtype:
-    # never below float32: a small step rounded to bfloat16 loses its direction
-    return torch.promote_types(model.dtype, torch.float32)
-
-
-def make_optimizer(delta: LoraDelta, config: RefineConfig) -> torch.optim.AdamW:
-    """AdamW; elementwise, so several deltas in one tensor never mix."""
-    return torch.optim.AdamW(
-        delta.parameters(),
-        lr=config.learning_rate,
-        betas=(config.betas[0], config.betas[1]),
-        weight_decay=config.weight_decay,
-    )
-
-
-def tokens_sha256(tokens_T: Tensor) -> str:
-    """Fingerprint of a document's token ids."""
-    return hashlib.sha256(tokens_T.cpu().to(torch.int32).numpy().tobytes()).hexdigest()
-
-
-class DocumentReader:
-    """Reads a document once with the base weights; the adapter holds its end state and no delta."""
-
-    def __init__(self, model: DeltaNet, tokens: Sequence[int], *, segment_tokens: int) -> None:
-        self.model = model
-        self.tokens_T = document_tokens(model, tokens)
-        self.segment_tokens = segment_tokens
-        self.usage = Usage()
-        self.adapter: Adapter | None = None
-
-    def run(self) -> Quanta:
-        """One quantum a segment."""
-        work = read_segments(
-            self.model, self.tokens_T, segment_tokens=self.segment_tokens, keep_states=False
-        )
-        reading = yield from self.usage.run(work, 0, 0)
-        assert reading.entropy_T is not None
-        self.adapter = Adapter(
-            tokens_T=self.tokens_T,
-            entropy_T=reading.entropy_T.float(),
-            state=reading.end.state,
-            manifest={
-                "method": "read",
-                "num_tokens": len(self.tokens_T),
-                "document_sha256": tokens_sha256(self.tokens_T),
-                "outcome": "succeeded",
-                "usage": self.usage.to_dict(),
-            },
-        )
 
 
 class Refiner:

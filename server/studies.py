@@ -8,15 +8,18 @@ from typing import Any
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.document import DocumentReader
 from imprint.adapters.focus import Focus
 from imprint.adapters.quantum import Quantum
-from imprint.adapters.refine import DocumentReader, Refiner
+from imprint.adapters.refine import Refiner
 from imprint.models import DeltaNet
 from imprint.server.messages import Adapt, Generate
 
 ACTIVATION_FLOATS = 64
-"""Floats of activations per token, layer and unit of width that a quantum with gradients keeps;
-measured on DeltaNet, rounded up."""
+"""Floats of activations per token, layer and unit of width while a quantum runs. DeltaNet with
+gradients was measured at 30 to 60 (resident memory, segments of 1024 and 2048 tokens)."""
+OPTIMIZER_COPIES = 6
+"""A delta, its gradient, the two moments of AdamW, the best delta so far and a blend of it."""
 
 Study = Generator[Quantum, None, Adapter]
 
@@ -87,39 +90,44 @@ def begin_focus(
 
 
 def branch_tokens(config: RefineConfig) -> int:
-    """Tokens of one step's branches: rollouts sampled, then cues and continuations with
-    gradient."""
-    rollouts = config.group_size if config.lambda_rl > 0 else 0
-    per_position = config.cue_tokens + config.rollout_length
-    return config.positions * per_position * (1 + rollouts)
+    """Tokens of one step's branches that take part in its gradient: cues and continuations."""
+    group = config.group_size if config.lambda_rl > 0 else 0
+    return config.positions * (config.cue_tokens + (1 + group) * config.rollout_length)
+
+
+def step_tokens(num_tokens: int, config: RefineConfig) -> int:
+    """Tokens that the quanta of one step process: rollouts, then everything forward and backward."""
+    group = config.group_size if config.lambda_rl > 0 else 0
+    rollouts = config.positions * group * config.rollout_length
+    # lora reads the document twice a step, the second time with gradients
+    document = 3 * num_tokens if config.scope == "lora" else 0
+    return rollouts + 2 * branch_tokens(config) + document
 
 
 def estimate_work_tokens(num_tokens: int, config: RefineConfig | None) -> int:
     """Tokens that an adaptation's quanta will process, if it is not stopped early."""
     if config is None:
         return num_tokens
-    if config.scope == "query_lora":
-        return num_tokens + config.steps * branch_tokens(config)
-    # lora: every step reads twice, once with gradients; the document is read before and after
-    return num_tokens * 2 + config.steps * (2 * num_tokens + branch_tokens(config))
+    readings = 2 if config.scope == "lora" else 1
+    return readings * num_tokens + config.steps * step_tokens(num_tokens, config)
 
 
 def estimate_bytes(
     model: DeltaNet, num_tokens: int, config: RefineConfig | None, segment_tokens: int
 ) -> int:
-    """Memory that an adaptation needs beside the model: states, delta with optimizer,
-    activations."""
+    """Memory that an adaptation needs beside the model, at most: states, deltas, activations."""
     cfg = model.config
     state_bytes = model.init_state(1).nbytes
-    floats = ACTIVATION_FLOATS * cfg.hidden_size * cfg.num_hidden_layers
+    token_bytes = 4 * ACTIVATION_FLOATS * cfg.hidden_size * cfg.num_hidden_layers
     if config is None:
-        return 2 * state_bytes + 4 * segment_tokens * floats
+        return 2 * state_bytes + segment_tokens * token_bytes
     delta_floats = config.lora_rank * sum(sum(widths) for widths in model.lora_targets().values())
-    branches = config.positions * max(config.group_size, 1)
     segments = -(-num_tokens // config.segment_tokens) if config.scope == "lora" else 1
-    live_tokens = max(config.segment_tokens, branch_tokens(config))
+    # branches run in batches of about two segments, but of one position at least
+    live_tokens = max(2 * config.segment_tokens, branch_tokens(config) // config.positions)
+    branches = max(live_tokens // (config.cue_tokens + config.rollout_length), config.group_size)
     return (
-        (segments + 2 + 2 * branches) * state_bytes
-        + 4 * 4 * delta_floats
-        + 4 * live_tokens * floats
+        (segments + 2 + branches) * state_bytes
+        + OPTIMIZER_COPIES * 4 * delta_floats
+        + live_tokens * token_bytes
     )

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import RefineConfig
+from imprint.adapters.document import DocumentReader
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.focus import Focus
-from imprint.adapters.refine import DocumentReader, Refiner
+from imprint.adapters.refine import Refiner
 from imprint.adapters.selection import relevance
 from imprint.models.deltanet import DeltaNet
 from imprint.models.generate import decode, prefill

@@ -7,7 +7,7 @@ import torch
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import RefineConfig
-from imprint.adapters.refine import DocumentReader
+from imprint.adapters.document import DocumentReader
 from imprint.models import DeltaNet
 
 

@@ -9,8 +9,9 @@ import torch
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.document import DocumentReader
 from imprint.adapters.focus import Focus
-from imprint.adapters.refine import DocumentReader, Refiner
+from imprint.adapters.refine import Refiner
 from imprint.models import DeltaNet, LoraDelta, weights_hash
 
 QUESTIONS = [list(range(40, 52)), [7, 7, 9], [200, 3, 77, 81, 12]]

@@ -11,11 +11,12 @@ import torch
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import BRANCHES, REWARDS, SCOPES, RefineConfig
+from imprint.adapters.document import DocumentReader, tokens_sha256
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.gate import probe_places, recall_probe
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quantum
-from imprint.adapters.refine import DocumentReader, Refiner, tokens_sha256
+from imprint.adapters.refine import Refiner
 from imprint.models import DeltaNet, generate_greedy, token_entropy, weights_hash
 
 NEUTRAL = list(range(60, 90))

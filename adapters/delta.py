@@ -1,0 +1,47 @@
+"""A document's delta and its optimizer: which projections, which rank, which rate."""
+
+from __future__ import annotations
+
+import torch
+
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.errors import AdaptationError
+from imprint.models.deltanet import DeltaNet
+from imprint.models.lora import LoraDelta
+
+
+def init_delta(model: DeltaNet, config: RefineConfig, *, seed: int, num: int = 1) -> LoraDelta:
+    """Fresh deltas on projections whose names end in one of `config.lora_targets` (or on all)."""
+    targets = {
+        name: shape
+        for name, shape in model.lora_targets().items()
+        if not config.lora_targets or name.endswith(config.lora_targets)
+    }
+    if not targets:
+        raise AdaptationError(
+            "invalid_method", f"no projection's name ends in one of {list(config.lora_targets)}"
+        )
+    delta = LoraDelta.init(
+        targets,
+        config.lora_rank,
+        seed=seed,
+        num=num,
+        device=model.device,
+        dtype=_delta_dtype(model),
+    )
+    return delta.requires_grad_()
+
+
+def _delta_dtype(model: DeltaNet) -> torch.dtype:
+    # never below float32: a small step rounded to bfloat16 loses its direction
+    return torch.promote_types(model.dtype, torch.float32)
+
+
+def make_optimizer(delta: LoraDelta, config: RefineConfig) -> torch.optim.AdamW:
+    """AdamW; elementwise, so several deltas in one tensor never mix."""
+    return torch.optim.AdamW(
+        delta.parameters(),
+        lr=config.learning_rate,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+    )
