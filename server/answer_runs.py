@@ -135,7 +135,7 @@ class AnswerRuns:
         assert task.adapter is not None
         task.focus = studies.begin_focus(around.model, task.adapter, task.message, task.config)
         task.quanta = task.focus.run()
-        num_tokens = task.config.steps * studies.branch_tokens(task.config)
+        num_tokens = task.config.steps * studies.step_tokens(0, task.config)
         job = Job(
             id=request.id,
             work_tokens=num_tokens * len(task.answers),

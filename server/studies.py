@@ -15,9 +15,9 @@ from imprint.adapters.refine import Refiner
 from imprint.models import DeltaNet
 from imprint.server.messages import Adapt, Generate
 
-ACTIVATION_FLOATS = 64
-"""Floats of activations per token, layer and unit of width while a quantum runs. DeltaNet with
-gradients was measured at 30 to 60 (resident memory, segments of 1024 and 2048 tokens)."""
+ACTIVATION_FLOATS = 40
+"""Floats of activations per token, layer and unit of width while a quantum runs; an upper bound
+for DeltaNet by resident memory, with segments of 1024 and 2048 tokens."""
 OPTIMIZER_COPIES = 6
 """A delta, its gradient, the two moments of AdamW, the best delta so far and a blend of it."""
 
@@ -89,19 +89,13 @@ def begin_focus(
     return Focus(model, adapter, questions, config, seed=generate.prompts[0].seed)
 
 
-def branch_tokens(config: RefineConfig) -> int:
-    """Tokens of one step's branches that take part in its gradient: cues and continuations."""
-    group = config.group_size if config.lambda_rl > 0 else 0
-    return config.positions * (config.cue_tokens + (1 + group) * config.rollout_length)
-
-
 def step_tokens(num_tokens: int, config: RefineConfig) -> int:
-    """Tokens that the quanta of one step process: rollouts, then everything forward and backward."""
+    """Tokens that the quanta of one step process: rollouts, then all, forward and backward."""
     group = config.group_size if config.lambda_rl > 0 else 0
     rollouts = config.positions * group * config.rollout_length
     # lora reads the document twice a step, the second time with gradients
     document = 3 * num_tokens if config.scope == "lora" else 0
-    return rollouts + 2 * branch_tokens(config) + document
+    return rollouts + 2 * config.positions * config.branch_tokens + document
 
 
 def estimate_work_tokens(num_tokens: int, config: RefineConfig | None) -> int:
@@ -123,9 +117,9 @@ def estimate_bytes(
         return 2 * state_bytes + segment_tokens * token_bytes
     delta_floats = config.lora_rank * sum(sum(widths) for widths in model.lora_targets().values())
     segments = -(-num_tokens // config.segment_tokens) if config.scope == "lora" else 1
-    # branches run in batches of about two segments, but of one position at least
-    live_tokens = max(2 * config.segment_tokens, branch_tokens(config) // config.positions)
-    branches = max(live_tokens // (config.cue_tokens + config.rollout_length), config.group_size)
+    # a segment and a batch of branches, which holds one position at least
+    live_tokens = config.segment_tokens + max(config.segment_tokens, config.branch_tokens)
+    branches = config.branches_at_once * max(config.group_size, 1)
     return (
         (segments + 2 + branches) * state_bytes
         + OPTIMIZER_COPIES * 4 * delta_floats
