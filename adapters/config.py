@@ -48,6 +48,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "temperature": (1e-2, 10.0),
     "focus_gamma": (0.0, 1e3),
     "focus_window": (1, 1024),
+    "focus_spread": (0.0, 1.0),
     "patience": (1, 1000),
     "probe_places": (1, 256),
     "probe_margin": (0.0, 100.0),
@@ -130,6 +131,8 @@ class RefineConfig:
     """Weight of relevance (0 to 1) against entropy in nats when questions choose the positions."""
     focus_window: int = 16
     """Tokens after a match of a question term that it makes relevant, the nearest ones most."""
+    focus_spread: float = 0.25
+    """Share of positions drawn from before the matches as well: answers may stand there, too."""
     patience: int = 3
     """Probes in a row without improvement after which the steps stop."""
     probe_places: int = 32

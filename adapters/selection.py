@@ -97,15 +97,30 @@ def focus_positions(
 ) -> Tensor:
     """Up to c distinct positions from softmax(entropy / tau + gamma * relevance), ascending.
 
-    Drawn over the whole document, without replacement (Gumbel top-c). The entropies are smoothed.
+    Drawn over the whole document, without replacement (Gumbel top-c); the entropies are smoothed. A
+    share `focus_spread` of them takes the relevance from up to 1.5 windows further on, for answers
+    that stand before the question's terms.
     """
     positions_N = allowed_positions(entropy_T.numel(), config, excluded_T)
+    num = min(config.positions, len(positions_N))
+    num_spread = min(round(config.positions * config.focus_spread), num)
     smooth_T = smooth_entropy(entropy_T.double().cpu(), config.smoothing_width)
-    scores_T = smooth_T / config.selection_temperature + config.focus_gamma * relevance_T.double()
     uniform_N = counter_uniform(seed, _SELECTION_STREAM + (step << 40) + positions_N)
-    noisy_N = scores_T[positions_N - 1] - (-uniform_N.log()).log()
-    top = noisy_N.topk(min(config.positions, len(positions_N))).indices
-    return positions_N[top].sort().values
+    noise_N = -(-uniform_N.log()).log() + (smooth_T / config.selection_temperature)[positions_N - 1]
+    chosen_N = torch.zeros(len(positions_N), dtype=torch.bool)
+    ahead_T = _best_ahead(relevance_T.double(), config.focus_window * 3 // 2)
+    for scores_T, count in ((relevance_T.double(), num - num_spread), (ahead_T, num_spread)):
+        noisy_N = noise_N + config.focus_gamma * scores_T[positions_N - 1]
+        chosen_N[noisy_N.masked_fill(chosen_N, -torch.inf).topk(count).indices] = True
+    return positions_N[chosen_N]
+
+
+def _best_ahead(relevance_T: Tensor, num_tokens: int) -> Tensor:
+    """The largest relevance from each place to `num_tokens` further on: [T]."""
+    if relevance_T.numel() == 0:
+        return relevance_T
+    padded = F.pad(relevance_T, (0, num_tokens)).view(1, 1, -1)
+    return F.max_pool1d(padded, num_tokens + 1, stride=1).view(-1)
 
 
 def relevance(document: Tensor | list[int], question: list[int], *, window: int) -> Tensor:

@@ -141,6 +141,12 @@ def test_focus_goes_where_the_question_points() -> None:
     assert positions == sorted(set(positions))
     assert len(positions) == 8
     assert sum(401 <= position <= 420 for position in positions) >= 6
+    drawn = [focus_positions(entropy(600), scores, config, seed=0, step=i) for i in range(8)]
+    assert {len(positions) for positions in drawn} == {8}
+    assert sum(int(((p >= 375) & (p <= 400)).sum()) for p in drawn) >= 8
+    sharp = config.replace(focus_spread=0.0)
+    positions = focus_positions(entropy(600), scores, sharp, seed=0, step=0).tolist()
+    assert all(401 <= position <= 420 for position in positions)
     indifferent = config.replace(focus_gamma=0.0)
     positions = focus_positions(entropy(600), scores, indifferent, seed=0, step=0).tolist()
     assert sum(401 <= position <= 420 for position in positions) <= 2
