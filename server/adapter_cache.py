@@ -6,6 +6,7 @@ user's reference, even after it has left this cache.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.store import AdapterStore
@@ -22,7 +23,10 @@ class AdapterCache:
         self._store = store
         self._observe = observe
         self._host: OrderedDict[str, Adapter] = OrderedDict()
-        self._disk_bytes = {id: store.path(id).stat().st_size for id in store.ids()}
+        self._disk_bytes: dict[str, int] = {}
+        for adapter_id in store.ids():
+            with suppress(FileNotFoundError):  # another worker has just deleted it
+                self._disk_bytes[adapter_id] = store.path(adapter_id).stat().st_size
 
     def get(self, adapter_id: str) -> Adapter:
         """The adapter, from memory or disk; raises what the store raises where there is none."""
@@ -50,7 +54,8 @@ class AdapterCache:
     def evict(self, adapter_id: str) -> None:
         """Drop an adapter from both tiers; unknown ids are fine."""
         self._host.pop(adapter_id, None)
-        self._store.delete(adapter_id)
+        with suppress(ValueError):  # an id that no file can have
+            self._store.delete(adapter_id)
         self._disk_bytes.pop(adapter_id, None)
 
     def sizes(self) -> tuple[dict[str, int], dict[str, int]]:

@@ -129,7 +129,8 @@ class Engine:
                 elif id in self._answers:
                     self._answers.cancel(id)
             case Evict(adapter_id=adapter_id):
-                self._evict(adapter_id)
+                with self._in_unit("evict", [adapter_id]):
+                    self._evict(adapter_id)
             case Drain():
                 self.scheduler.draining = True
 

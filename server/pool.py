@@ -267,7 +267,10 @@ class Pool:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), worker.next_backoff_s())
             if not self._closing.is_set():
-                await worker.spawn()
+                try:
+                    await worker.spawn()
+                except OSError:  # no memory for a process, say: the loop comes back to it
+                    log.exception("worker %s cannot be started", worker.name)
 
     async def _settle(self, socket: zmq.asyncio.Socket) -> None:
         """Take in what a worker that has ended had sent before."""

@@ -392,8 +392,9 @@ def test_a_deleted_adapter_is_gone_everywhere(make_rig: Callable[..., Rig], tmp_
     assert all(not tensor.any() for tensor in rig.engine.slots._states.tensors())
     rig.ask("again", "a")
     assert one(rig.run(), RequestFailed).code == "adapter_not_found"
-    rig.engine.handle(Evict(adapter_id="never"))
-    assert rig.run() == [Evicted(adapter_id="never")]
+    for unknown in ("never", "../never"):
+        rig.engine.handle(Evict(adapter_id=unknown))
+        assert rig.run() == [Evicted(adapter_id=unknown)]
 
 
 def test_deadlines_end_work_wherever_it_is(make_rig: Callable[..., Rig]) -> None:
