@@ -27,10 +27,11 @@ class StopMatcher:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [at for at in (text.find(string) for string in self._stop) if at >= 0]
-        if found:
+        # the one that is complete first, so that it does not matter how the text came in pieces
+        ends = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        if ends:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(ends)[1]]
         keep = max((self._overlap(text, string) for string in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
