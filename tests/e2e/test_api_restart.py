@@ -162,7 +162,8 @@ def test_a_second_signal_ends_at_once(tiny_checkpoint: Path, data: Path) -> None
         asked = LONG_ANSWER
         url = f"{server.url}/v1/completions"
         with httpx.stream("POST", url, json=asked, timeout=60) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # a name keeps the stream open
+            next(lines)
             server.process.send_signal(signal.SIGTERM)
             httpx.get(f"{server.url}/health/live", timeout=60)
             began = time.monotonic()

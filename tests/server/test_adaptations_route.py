@@ -175,7 +175,8 @@ async def test_event_streams_are_bounded(serve: Any, settings: Settings, pool: A
         id = (await create(client))["id"]
         url = f"{PATH}/{id}/events"
         async with client.stream("GET", url, headers=SSE) as response:
-            await anext(response.aiter_lines())
+            lines = response.aiter_lines()  # a name keeps the stream open
+            await anext(lines)
             refused = await client.get(url, headers=SSE)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
         feed = client.app.state.services.events
