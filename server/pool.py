@@ -55,6 +55,33 @@ class _Eviction:
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class _Wire:
+    """The socket of a running pool, in a folder that only this user may enter."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="imprint-")
+        self._context = zmq.asyncio.Context()
+        self.endpoint = f"ipc://{self._folder}/pool"
+        self.socket = self._context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        # work in flight is bounded, so the socket need not be; a message must never be dropped
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.bind(self.endpoint)
+
+    async def settle(self) -> None:
+        """Let what has arrived be taken in: the last words of a worker that has ended."""
+        while await self.socket.poll(SETTLE_MS):
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        """Leave no socket, thread or file."""
+        self.socket.close()
+        self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 class Pool:
     """`num_workers` processes that share one store."""
 
@@ -62,17 +89,12 @@ class Pool:
         self.on_observation: Callable[[Observation], None] | None = None
         """Called with every value that a worker measures."""
         self._config = config
-        self._folder = tempfile.mkdtemp(prefix="imprint-")  # only this user may enter it
-        self._endpoint = f"ipc://{self._folder}/pool"
-        self._workers = [
-            WorkerProcess(f"worker-{i}", config, self._endpoint) for i in range(config.num_workers)
-        ]
+        self._workers = [WorkerProcess(f"worker-{i}", config) for i in range(config.num_workers)]
         self._table = WorkTable(config, self._workers)
         self._evictions: dict[str, _Eviction] = {}
         self._info: Ready | None = None
         self._closing = asyncio.Event()
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._wire: _Wire | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -80,21 +102,19 @@ class Pool:
 
     async def start(self) -> None:
         """Start the workers; returns before they are ready."""
-        socket = self._socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.LINGER, 0)
-        # work in flight is bounded, so the socket need not be; a message must never be dropped
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.bind(self._endpoint)
-        for worker in self._workers:
-            await worker.spawn()
+        wire = self._wire = _Wire()
         self._tasks = [
-            asyncio.create_task(self._receive_forever(socket), name="pool-receive"),
+            asyncio.create_task(self._receive_forever(wire), name="pool-receive"),
             asyncio.create_task(self._expire_forever(), name="pool-expire"),
         ]
+        try:
+            for worker in self._workers:
+                await worker.spawn(wire.endpoint)
+        except OSError:
+            await self.close(grace_s=0)
+            raise
         self._keepers = [
-            asyncio.create_task(self._keep(w, socket), name=f"pool-{w.name}") for w in self._workers
+            asyncio.create_task(self._keep(w, wire), name=f"pool-{w.name}") for w in self._workers
         ]
 
     async def close(self, *, grace_s: float) -> None:
@@ -115,18 +135,17 @@ class Pool:
             if worker.running and not await worker.wait(left_s):
                 worker.kill()
                 await worker.wait(KILL_WAIT_S)
-        if self._socket is not None:
-            await self._settle(self._socket)
+        if self._wire is not None:
+            await self._wire.settle()
         for work in self._table.all():
             if isinstance(work.message, Generate):
                 self._table.fail(work, "draining", "the server stopped before the answer was done")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
-        self._context.term()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
 
     @property
     def ready(self) -> bool:
@@ -202,15 +221,15 @@ class Pool:
                 self._send(worker, work.with_time_left())
 
     def _send(self, worker: WorkerProcess, message: ToWorker) -> None:
-        if self._socket is not None and worker.ready is not None:
-            sent = self._socket.send_multipart([worker.identity, encode(message)])
+        if self._wire is not None and worker.ready is not None:
+            sent = self._wire.socket.send_multipart([worker.identity, encode(message)])
             asyncio.ensure_future(sent).add_done_callback(_log_unsent)
 
     # ---- what workers say ----------------------------------------------------------------------
 
-    async def _receive_forever(self, socket: zmq.asyncio.Socket) -> None:
+    async def _receive_forever(self, wire: _Wire) -> None:
         while True:
-            identity, frame = await socket.recv_multipart()
+            identity, frame = await wire.socket.recv_multipart()
             worker = next((w for w in self._workers if w.identity == identity), None)
             if worker is None:
                 continue  # of a process that has been replaced
@@ -253,7 +272,7 @@ class Pool:
 
     # ---- watching ------------------------------------------------------------------------------
 
-    async def _keep(self, worker: WorkerProcess, socket: zmq.asyncio.Socket) -> None:
+    async def _keep(self, worker: WorkerProcess, wire: _Wire) -> None:
         """Watch one worker until the pool closes; after its death, settle its work and restart."""
         while not self._closing.is_set():
             if not await worker.wait(WATCH_INTERVAL_S):
@@ -261,21 +280,16 @@ class Pool:
                 continue
             if self._closing.is_set():
                 return
-            await self._settle(socket)
+            await wire.settle()
             self._table.orphan(worker, worker.bury())
             self._dispatch()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), worker.next_backoff_s())
             if not self._closing.is_set():
                 try:
-                    await worker.spawn()
+                    await worker.spawn(wire.endpoint)
                 except OSError:  # no memory for a process, say: the loop comes back to it
                     log.exception("worker %s cannot be started", worker.name)
-
-    async def _settle(self, socket: zmq.asyncio.Socket) -> None:
-        """Take in what a worker that has ended had sent before."""
-        while await socket.poll(SETTLE_MS):
-            await asyncio.sleep(0)
 
     async def _expire_forever(self) -> None:
         while True:

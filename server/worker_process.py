@@ -41,13 +41,12 @@ class WorkerStatus:
 class WorkerProcess:
     """One place for a worker; its process comes and goes."""
 
-    def __init__(self, name: str, config: PoolConfig, endpoint: str) -> None:
+    def __init__(self, name: str, config: PoolConfig) -> None:
         self.name = name
         self.ready: Ready | None = None
         self.beat: Heartbeat | None = None
         self.identity = b""
         self._config = config
-        self._endpoint = endpoint
         self._process: asyncio.subprocess.Process | None = None
         self._incarnation = 0
         self._started_at = self._heard_at = time.monotonic()
@@ -79,13 +78,13 @@ class WorkerProcess:
         elif isinstance(message, Heartbeat):
             self.beat = message
 
-    async def spawn(self) -> None:
-        """Start a process under a new identity."""
+    async def spawn(self, endpoint: str) -> None:
+        """Start a process under a new identity; it will connect to `endpoint`."""
         self._incarnation += 1
         identity = f"{self.name}.{self._incarnation}"
         start = WorkerStart(
             worker=self._config.worker,
-            endpoint=self._endpoint,
+            endpoint=endpoint,
             identity=identity,
             parent_pid=os.getpid(),
             log_level=self._config.log_level,

@@ -33,7 +33,7 @@ READY = Ready(
 
 @pytest.fixture
 def workers() -> list[WorkerProcess]:
-    workers = [WorkerProcess(name, CONFIG, "ipc://nowhere") for name in ("a", "b")]
+    workers = [WorkerProcess(name, CONFIG) for name in ("a", "b")]
     for worker in workers:
         worker.heard(READY)
     return workers
