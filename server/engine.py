@@ -248,7 +248,6 @@ class Engine:
         return True
 
     def _expire(self, expired: Expired) -> None:
-        self._around.count("request_deadline_exceeded_total", phase=expired.phase)
         self._fail(expired.id, "deadline_exceeded", f"timeout_s has passed (in {expired.phase})")
 
     # ---- what the API process hears about it --------------------------------------------------
