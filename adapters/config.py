@@ -73,7 +73,7 @@ class ConfigError(ValueError):
 class RefineConfig:
     """Settings of one adaptation; the defaults are the preset `default`."""
 
-    steps: int = 16
+    steps: int = 8
     """Optimizer steps."""
     positions: int = 8
     """Positions selected per step (c); the document is cut into as many segments."""
@@ -103,7 +103,7 @@ class RefineConfig:
     """Weight of the policy loss; 0 samples no rollouts."""
     lambda_ntp: float = 1.0
     """Weight of the next-token loss: over the document (lora), over the branches (query_lora)."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """AdamW learning rate of the delta."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW decay rates of the two moments."""
@@ -121,8 +121,9 @@ class RefineConfig:
     """lora: the delta reads and answers. query_lora: it sees branches and questions only."""
     lora_rank: int = 8
     """Rank of the delta."""
-    lora_targets: tuple[str, ...] = ()
-    """Endings of the projections that get a delta, such as q_proj; empty means all of them."""
+    lora_targets: tuple[str, ...] = ("q_proj", "o_proj")
+    """Endings of the projections that get a delta; empty means all of them. The default changes
+    what is asked of the memory and how its answer is read out."""
     segment_tokens: int = 512
     """Tokens of one reading segment (C): bounds activation memory and the longest quantum."""
     temperature: float = 1.0
@@ -223,7 +224,7 @@ class RefineConfig:
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
-    "fast": {"steps": 4, "learning_rate": 1e-2, "group_size": 2, "patience": 2},
+    "fast": {"steps": 4, "learning_rate": 3e-3, "group_size": 2, "patience": 2},
     # the questions are known and choose the positions; a step costs some hundred tokens
     "focus": {
         "scope": "query_lora",
@@ -233,6 +234,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "group_size": 2,
         "rollout_length": 10,
         "cue_tokens": 12,
+        "lora_targets": (),
     },
     # arXiv 2602.16704, test time. The paper trains every weight; the scope here is lora, the widest
     # one there is, so the numbers are for parity of the step, and no good serving defaults.
@@ -252,6 +254,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "weight_decay": 0.01,
         "grad_clip": 1.0,
         "scope": "lora",
+        "lora_targets": (),
     },
 }
 """Fields in which each preset differs from, or insists on, the defaults of `RefineConfig`."""

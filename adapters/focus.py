@@ -118,10 +118,11 @@ class Focus:
         return self.adapter.tokens_T.to(self.model.device)
 
     def _start(self) -> LoraDelta:
+        fresh = init_delta(self.model, self.config, seed=self.seed, num=len(self.questions))
         if self.adapter.delta is None:
-            return init_delta(self.model, self.config, seed=self.seed, num=len(self.questions))
+            return fresh
         # what the document's own study learnt is where the questions' begins
-        return LoraDelta.stack([self.adapter.delta] * len(self.questions))
+        return LoraDelta.stack([self.adapter.delta] * len(self.questions)).joined(fresh.detach())
 
     def _positions(self, scores: list[Tensor], step: int) -> Tensor:
         rows = [

@@ -91,6 +91,25 @@ class LoraDelta:
             {name: torch.cat([d.b[name] for d in deltas]) for name in first.b},
         )
 
+    def joined(self, other: Self) -> Self:
+        """The sum of both deltas, as one of both ranks together; their targets may differ."""
+
+        def side(
+            mine: dict[str, Tensor], theirs: dict[str, Tensor], axis: int
+        ) -> dict[str, Tensor]:
+            parts = {}
+            for name in {**mine, **theirs}:
+                like = mine.get(name, theirs.get(name))
+                assert like is not None
+                pair = []
+                for tensors, rank in ((mine, self.rank), (theirs, other.rank)):
+                    shape = [rank if i == axis else size for i, size in enumerate(like.shape)]
+                    pair.append(tensors[name] if name in tensors else like.new_zeros(shape))
+                parts[name] = torch.cat(pair, axis)
+            return parts
+
+        return type(self)(side(self.a, other.a, 1), side(self.b, other.b, 2))
+
     def slice(self, start: int, stop: int) -> Self:
         return self._map(lambda t: t[start:stop])
 

@@ -120,7 +120,7 @@ class Tasks:
         return self._needles(rng, length, rng.sample(TRAINING, rng.randint(1, 3)))
 
     def _needles(self, rng: random.Random, length: int, wordings: list[Wording]) -> Sample:
-        """Up to 16 needles in prose, then questions about a third of them or more."""
+        """Up to 16 needles in prose, then questions about all of them."""
         num_values = 1 if rng.random() < 0.85 else rng.randint(2, 4)
         largest = max(min(length // (64 * num_values), 16 // num_values), 1)
         keys = {self.key(rng) for _ in range(rng.randint(1, rng.randint(1, largest)))}
@@ -129,9 +129,8 @@ class Tasks:
             for key in sorted(keys)
         ]
         rng.shuffle(held)
-        num_asked = rng.randint(max(len(held) // 3, 1), len(held))
         encode = self.tokenizer.encode_batch
-        asked = [encode(self._question(rng, *item)) for item in held[:num_asked]]
+        asked = [encode(self._question(rng, *item)) for item in held]
         needles = encode(
             [" " + w.needle.format(key=key, value=v) for w, key, vs in held for v in vs]
         )
@@ -173,10 +172,14 @@ class Tasks:
         answers = list(values)
         if many:
             rng.shuffle(answers)
-        if rng.random() < 0.5:
-            prefix = (wording.prefix_many if many else wording.prefix).format(query=key)
+        prefix = (wording.prefix_many if many else wording.prefix).format(query=key)
+        draw = rng.random()
+        if draw < 0.4:
             return [f"\n{question}{prefix}", f" {join_words(answers)}.\n"]
-        return [DEFAULT_QUESTION_TEMPLATE.format(question=question), f" {join_words(answers)}\n"]
+        if draw < 0.7 and key in prefix:  # the start of the answer says it all, in fewer tokens
+            return [f"\n{prefix.strip()}", f" {join_words(answers)}.\n"]
+        prompt = DEFAULT_QUESTION_TEMPLATE.format(question=question)
+        return [prompt, f" {join_words(answers)}\n"]
 
     def pairs(self, rng: random.Random, length: int) -> Sample:
         """A dense list of keys and values, then keys whose values are asked."""

@@ -197,3 +197,22 @@ def test_side_path_is_float32_under_bfloat16(tiny_model: DeltaNet) -> None:
     side = delta.apply("layers.0.attn.q_proj", torch.ones(1, 1, 32, dtype=torch.bfloat16))
     assert side is not None
     assert side.dtype == torch.float32
+
+
+def test_joined_deltas_act_as_their_sum(tiny_model64: DeltaNet) -> None:
+    targets = tiny_model64.lora_targets()
+    some = {name: shape for name, shape in targets.items() if name.endswith("q_proj")}
+    first, second = (
+        LoraDelta.init(t, rank, seed=rank, num=2, dtype=torch.float64)
+        for t, rank in ((some, 3), (targets, 2))
+    )
+    for delta in (first, second):
+        for b_QOR in delta.b.values():
+            b_QOR.normal_(generator=torch.Generator().manual_seed(delta.rank))
+    joined = first.joined(second)
+    assert (joined.rank, joined.num, set(joined.a)) == (5, 2, set(targets))
+    for name, (width_in, _) in targets.items():
+        x_BTI = torch.randn(4, 3, width_in, dtype=torch.float64)
+        parts = [delta.apply(name, x_BTI) for delta in (first, second)]
+        expected = sum(part for part in parts if part is not None)
+        torch.testing.assert_close(joined.apply(name, x_BTI), expected, rtol=1e-12, atol=1e-12)
