@@ -31,7 +31,9 @@ def url(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def kill_worker() -> None:
-    (worker,) = psutil.Process().children()
+    # Other tests of this process may have left helpers of the interpreter running.
+    children = psutil.Process().children()
+    (worker,) = (child for child in children if "imprint.server.worker" in child.cmdline())
     os.kill(worker.pid, signal.SIGKILL)
 
 
