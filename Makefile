@@ -21,7 +21,7 @@ serve: $(READY) ## start the server on the bundled model (settings: IMPRINT_* or
 
 # Two test processes with one thread each: more threads than cores make small matrices slower.
 test: lint ## lint, types and the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --cov --cov-report=term
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
