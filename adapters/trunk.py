@@ -57,8 +57,7 @@ def trunk_step(
         positions_N = select_positions(
             entropy_T, config, seed=seed, step=step, excluded_T=excluded_T
         )
-    if not drawn:
-        positions_N = positions_N[:0]
+    positions_N = positions_N.sort().values if drawn else positions_N[:0]
     branches = BranchSet(model, config, tokens_T, positions_N.unsqueeze(0), seeds=[seed], step=step)
     recall_N = recall_mask(len(positions_N), config, step)
     walk = _Backward(model, config, reading, branches, recall_N, delta)
@@ -132,12 +131,10 @@ class _Backward:
         state = self.reading.states[index]
         leaf = state.leaf() if index else state
         with torch.enable_grad():
-            hidden_CD, starts, end_state = self._read_split(first, last, rows_R, leaf)
+            hidden_CD, start, end_state = self._read(first, last, rows_R, leaf)
         yield Work("forward", forward_tokens=last - first)
         losses: list[Tensor] = []
         if len(rows_R):
-            with torch.enable_grad():
-                start = BranchStart.stack(starts)
             policy_loss = yield from self._policy_loss(rows_R, start)
             losses += [] if policy_loss is None else [policy_loss]
         if self.config.lambda_ntp > 0:
@@ -181,20 +178,18 @@ class _Backward:
         with torch.enable_grad():
             return self.branches.loss(rows_R, start, self.delta)
 
-    def _read_split(
+    def _read(
         self, first: int, last: int, rows_R: Tensor, state: RecurrentState
-    ) -> tuple[Tensor, list[BranchStart], RecurrentState]:
-        """Read tokens first ... last - 1, cut where branches leave: hidden states, starts, end."""
-        positions = self.positions_N[rows_R].tolist()
-        at: dict[int, BranchStart] = {}
-        hiddens = []
-        cuts = sorted({*positions, last})
-        for start, stop in zip([first, *cuts], cuts, strict=False):
-            piece = self.reading.tokens_T[start:stop].unsqueeze(0)
-            hidden_1CD, state = self.model(piece, state, delta=self.delta)
-            hiddens.append(hidden_1CD[0])
-            at[stop] = BranchStart(hidden_1CD[:, -1], state)
-        return torch.cat(hiddens), [at[position] for position in positions], state
+    ) -> tuple[Tensor, BranchStart, RecurrentState]:
+        """Read tokens first ... last - 1: hidden states, where branches leave, the state after."""
+        stops = [position - first for position in self.positions_N[rows_R].tolist()]
+        segment = self.reading.tokens_T[first:last].unsqueeze(0)
+        hidden_1CD, states = self.model(
+            segment, state, delta=self.delta, stops=[*stops, last - first]
+        )
+        places = torch.tensor(stops, dtype=torch.long, device=segment.device)
+        start = BranchStart(hidden_1CD[0, places - 1], states.slice(0, len(stops)))
+        return hidden_1CD[0], start, states.slice(len(stops), len(stops) + 1)
 
     def _next_token_loss(self, first: int, last: int, hidden_CD: Tensor) -> Tensor:
         """lambda_ntp * this segment's share of the document's mean next-token loss."""

@@ -6,6 +6,8 @@ Shapes: B = batch, T = tokens, D = model width, H = heads, K / V = key / value w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +57,12 @@ class DeltaNetMixer(nn.Module):
         return state
 
     def forward(
-        self, x_BTD: Tensor, state: LayerState, delta: LoraDelta | None, lengths_B: Tensor | None
+        self,
+        x_BTD: Tensor,
+        state: LayerState,
+        delta: LoraDelta | None,
+        lengths_B: Tensor | None,
+        stops: Sequence[int] | None,
     ) -> tuple[Tensor, LayerState]:
         cfg = self.config
         new_state: LayerState = {}
@@ -64,14 +71,17 @@ class DeltaNetMixer(nn.Module):
             y_BTD = getattr(self, f"{name}_proj")(x_BTD, delta)
             if cfg.use_short_conv:
                 conv = getattr(self, f"{name}_conv1d")
-                y_BTD, new_state[f"conv_{name}"] = conv(y_BTD, state[f"conv_{name}"], lengths_B)
+                tail = state[f"conv_{name}"]
+                y_BTD, new_state[f"conv_{name}"] = conv(y_BTD, tail, lengths_B, stops)
             else:
                 y_BTD = F.silu(y_BTD)
             projected.append(torch.unflatten(y_BTD, -1, (cfg.num_heads, -1)).transpose(1, 2))
         q_BHTK, k_BHTK, v_BHTV = projected
         beta_BHT = self._beta(x_BTD, delta, lengths_B)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            o_BTHV, new_state["S"] = self._delta_rule(q_BHTK, k_BHTK, v_BHTV, beta_BHT, state["S"])
+            o_BTHV, new_state["S"] = self._delta_rule(
+                q_BHTK, k_BHTK, v_BHTV, beta_BHT, state["S"], stops
+            )
             o_BTHV = self.o_norm(o_BTHV)
         if cfg.use_gate:
             gate_BTD = F.silu(self.g_proj(x_BTD, delta))
@@ -92,13 +102,20 @@ class DeltaNetMixer(nn.Module):
 
     @staticmethod
     def _delta_rule(
-        q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        state: Tensor,
+        stops: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor]:
         q, k = l2_normalize(q), l2_normalize(k)
         if q.shape[2] == 1:
             o_BHV, state = step_delta_rule(q[:, :, 0], k[:, :, 0], v[:, :, 0], beta[:, :, 0], state)
-            return o_BHV.unsqueeze(1), state
-        o_BHTV, state = chunk_delta_rule(q, k, v, beta, state)
+            return o_BHV.unsqueeze(1), state if stops is None else state.expand(
+                len(stops), -1, -1, -1
+            )
+        o_BHTV, state = chunk_delta_rule(q, k, v, beta, state, stops=stops)
         return o_BHTV.transpose(1, 2), state
 
 
@@ -113,9 +130,14 @@ class DeltaNetLayer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, f"layers.{index}.mlp")
 
     def forward(
-        self, x_BTD: Tensor, state: LayerState, delta: LoraDelta | None, lengths_B: Tensor | None
+        self,
+        x_BTD: Tensor,
+        state: LayerState,
+        delta: LoraDelta | None,
+        lengths_B: Tensor | None,
+        stops: Sequence[int] | None,
     ) -> tuple[Tensor, LayerState]:
-        mixed_BTD, new_state = self.attn(self.attn_norm(x_BTD), state, delta, lengths_B)
+        mixed_BTD, new_state = self.attn(self.attn_norm(x_BTD), state, delta, lengths_B, stops)
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD), delta), new_state
 
@@ -158,6 +180,7 @@ class DeltaNet(nn.Module):
         *,
         delta: LoraDelta | None = None,
         lengths_B: Tensor | None = None,
+        stops: Sequence[int] | None = None,
     ) -> tuple[Tensor, RecurrentState]:
         """Read T >= 1 tokens after `state` (None: a document's start).
 
@@ -165,13 +188,15 @@ class DeltaNet(nn.Module):
         the parameters, in `delta` and in `state`. With `lengths_B` the rows are right-padded to T:
         the padding changes no state, and its hidden states mean nothing. A `state` of fewer rows,
         P of them, is shared: each serves B / P rows in order, and short reads do not copy it.
+        `stops` (one row, no lengths), ascending token counts in 1 ... T, asks for the state after
+        each of them: these are the rows of the new state.
         """
         if state is None:
             state = self.init_state(tokens_BT.shape[0])
         x_BTD = self.model.embeddings(tokens_BT)
         new_layers = []
         for layer, layer_state in zip(self.model.layers, state.layers, strict=True):
-            x_BTD, new_layer = layer(x_BTD, layer_state, delta, lengths_B)
+            x_BTD, new_layer = layer(x_BTD, layer_state, delta, lengths_B, stops)
             new_layers.append(new_layer)
         return self.model.norm(x_BTD), RecurrentState(tuple(new_layers))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,9 +45,16 @@ class ShortConvolution(nn.Module):
         return self.weight.shape[-1]
 
     def forward(
-        self, x_BTD: Tensor, tail_BWD: Tensor, lengths_B: Tensor | None
+        self,
+        x_BTD: Tensor,
+        tail_BWD: Tensor,
+        lengths_B: Tensor | None,
+        stops: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns (y [B, T, D], new tail [B, W - 1, D]); each row's tail ends at its own length."""
+        """Returns (y [B, T, D], new tail [B, W - 1, D]); each row's tail ends at its own length.
+
+        With `stops` (one row only) there is a tail for each of them, [P, W - 1, D].
+        """
         num_tokens, keep = x_BTD.shape[1], self.size - 1
         if tail_BWD.shape[0] != x_BTD.shape[0]:  # rows that share a state
             tail_BWD = tail_BWD.repeat_interleave(x_BTD.shape[0] // tail_BWD.shape[0], 0)
@@ -55,7 +64,9 @@ class ShortConvolution(nn.Module):
         y_BTD = joined[:, keep:] * taps[:, keep]
         for j in range(keep):
             y_BTD = torch.addcmul(y_BTD, joined[:, j : j + num_tokens], taps[:, j])
-        if lengths_B is None:
+        if stops is not None:
+            tail = torch.cat([joined[:, stop : stop + keep] for stop in stops])
+        elif lengths_B is None:
             tail = joined[:, num_tokens:]
         else:
             index = lengths_B.view(-1, 1) + torch.arange(keep, device=x_BTD.device)

@@ -12,6 +12,8 @@ N = number of chunks, M = B * H.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,13 +84,15 @@ def chunk_delta_rule(
     state_BHKV: Tensor,
     *,
     chunk_size: int | None = None,
+    stops: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Read T >= 1 tokens. q and k are already normalised; the read-out is scaled by K^-1/2.
 
     Per chunk, with A = tril(diag(beta) K K^T, -1) and X = (I + A)^-1 (the UT transform):
     U = X diag(beta) V, W = X diag(beta) K, V' = U - W S, O = Q S + tril(Q K^T) V', S <- S + K^T V'.
     Only the last line and W S are sequential. Returns (o [B, H, T, V], final state [B, H, K, V]).
-    `chunk_size` must be a multiple of 16.
+    `chunk_size` must be a multiple of 16. With `stops` (one row only, ascending token counts) there
+    is a state for each of them, [P, H, K, V], instead of the final one.
     """
     batch, heads, num_tokens, key_dim = q_BHTK.shape
     size = chunk_size or _chunk_size(num_tokens, key_dim)
@@ -114,17 +118,22 @@ def chunk_delta_rule(
         state_BHKV.to(dtype).repeat_interleave(shared, 0) if shared > 1 else state_BHKV.to(dtype)
     )
     state = state.flatten(0, 1)
-    new_values, reads = [], []
+    new_values, reads, stopped = [], [], []
     # unbind, not indexing: the backward of indexing is quadratic in the number of chunks
-    for u_n, w_n, kt_n, q_n in zip(
-        u.unbind(1), w.unbind(1), k.mT.unbind(1), q.unbind(1), strict=True
-    ):
+    pieces = zip(u.unbind(1), w.unbind(1), k.mT.unbind(1), q.unbind(1), strict=True)
+    for n, (u_n, w_n, kt_n, q_n) in enumerate(pieces):
         value = torch.baddbmm(u_n, w_n, state, alpha=-1)
         new_values.append(value)
         reads.append(torch.bmm(q_n, state))
+        for stop in stops or ():
+            if n * size < stop <= (n + 1) * size:
+                read = stop - n * size
+                stopped.append(torch.baddbmm(state, kt_n[:, :, :read], value[:, :read]))
         state = torch.baddbmm(state, kt_n, value)
     o = torch.stack(reads, 1) + attention @ torch.stack(new_values, 1)
     o = o.reshape(batch, heads, num_tokens + pad, v.shape[-1])[:, :, :num_tokens]
+    if stops is not None:
+        return o, torch.stack(stopped)
     return o, state.view(batch, heads, *state.shape[1:])
 
 

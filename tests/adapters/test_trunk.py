@@ -312,15 +312,34 @@ def test_query_lora_refuses_what_it_cannot_do() -> None:
         )
 
 
-def test_works_where_the_caller_has_switched_gradients_off(oracle: ModuleType) -> None:
-    with torch.no_grad():
-        config = RefineConfig.from_dict({**BASE, "scope": "lora", "branches": "mixed"})
-        model, tokens_T = tiny_model(), document(40)
-        delta = random_delta(model)
-        step = trunk_step(model, tokens_T, config, delta=delta, seed=3, step=0)
-        for _ in range(3):
-            next(step)
-            assert not torch.is_grad_enabled()
+@pytest.mark.parametrize("scope", ["lora", "query_lora"])
+def test_the_callers_gradient_mode_changes_nothing(scope: str) -> None:
+    config = RefineConfig.from_dict({**BASE, "scope": scope, "branches": "mixed"})
+    model, tokens_T = tiny_model(), document(40)
+    reading = read_all(model, tokens_T, config)
+
+    def gradients(delta: LoraDelta) -> list[Tensor]:
+        if scope == "lora":
+            step = trunk_step(model, tokens_T, config, delta=delta, seed=3, step=0)
+        else:
+            step = query_step(
+                model,
+                tokens_T,
+                torch.tensor([[5, 12, 25, 33]]),
+                config,
+                delta=delta,
+                end_state=reading.end.state,
+                seeds=[3],
+                step=0,
+                reading=reading,
+            )
+        enabled = torch.is_grad_enabled()
+        next(step)
+        assert torch.is_grad_enabled() == enabled
         drain(step)
-        take_grads(delta.parameters())
-    assert torch.is_grad_enabled()
+        return take_grads(delta.parameters())
+
+    expected = gradients(random_delta(model))
+    delta = random_delta(model)
+    with torch.no_grad():
+        assert_same(gradients(delta), expected)
