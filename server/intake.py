@@ -47,12 +47,12 @@ class Intake:
             self._metrics.rejections.labels(reason="queue_full").inc()
             raise OverloadedError(f"{self.num_requests} requests are waiting; try again later")
         self.num_requests += 1
-        outcome = "cancelled"
+        outcome = "failed"
         try:
             yield
             outcome = "succeeded"
-        except Exception:
-            outcome = "failed"
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "cancelled"
             raise
         finally:
             self.num_requests -= 1

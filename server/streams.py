@@ -5,6 +5,7 @@ Knows ASGI and the shape of events; knows nothing of what they mean.
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -13,7 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from imprint.server.config import Settings
 from imprint.server.errors import ImprintError, error_body
+
+logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -22,6 +26,10 @@ T = TypeVar("T")
 
 class ClientDisconnectedError(Exception):
     """Nobody waits for the response any more."""
+
+
+class ClientStalledError(Exception):
+    """The client keeps its connection open and reads nothing from it."""
 
 
 def encode_event(data: object, *, id: int | None = None) -> bytes:
@@ -54,11 +62,12 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], *, keep_alive_s: float) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], settings: Settings) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
-        self._keep_alive_s = keep_alive_s
+        self._keep_alive_s = settings.keep_alive_s
+        self._write_timeout_s = settings.write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send_all(send))
@@ -67,6 +76,9 @@ class EventStream(Response):
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
+        except ClientStalledError:
+            # Returning with the response unfinished makes the server close the connection.
+            logger.warning("a client took nothing of its stream for %g s", self._write_timeout_s)
         finally:
             await _stop(sending, gone)
             await self._events.aclose()
@@ -77,16 +89,23 @@ class EventStream(Response):
         try:
             async with aclosing(self._with_keep_alives()) as chunks:
                 async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await self._send(send, chunk)
         except ImprintError as error:
-            chunk = encode_event(error.body())
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except Exception:
-            body = error_body(500, "the server failed on this request", code="internal_error")
-            chunk = encode_event(body) + DONE
-            await send({"type": "http.response.body", "body": chunk, "more_body": False})
+            await self._send(send, encode_event(error.body()))
+        except ClientStalledError:
             raise
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        except Exception:  # the status is sent: only an event can still say so
+            logger.exception("a stream failed")
+            body = error_body(500, "the server failed on this request", code="internal_error")
+            await self._send(send, encode_event(body))
+        await self._send(send, DONE, more=False)
+
+    async def _send(self, send: Send, chunk: bytes, *, more: bool = True) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        except TimeoutError:
+            raise ClientStalledError from None
 
     async def _with_keep_alives(self) -> AsyncGenerator[bytes, None]:
         while True:
@@ -104,7 +123,7 @@ class EventStream(Response):
 
 
 async def open_stream(
-    request: Request, events: AsyncGenerator[bytes, None], *, keep_alive_s: float
+    request: Request, events: AsyncGenerator[bytes, None], settings: Settings
 ) -> EventStream:
     """The stream, once its first event is there: until then an error still has its own status."""
 
@@ -119,7 +138,7 @@ async def open_stream(
             async for chunk in events:
                 yield chunk
 
-    return EventStream(all_events(), keep_alive_s=keep_alive_s)
+    return EventStream(all_events(), settings)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -81,7 +81,7 @@ async def events(
         if last_event_id is not None:
             after = _number(last_event_id)
         chunks = _chunks(services, id, after)
-        return await open_stream(request, chunks, keep_alive_s=services.settings.keep_alive_s)
+        return await open_stream(request, chunks, services.settings)
     rows = await services.journal(Journal.events, id, after=after, limit=limit + 1)
     data = [event_object(row) for row in rows[:limit]]
     return JSONResponse(list_object(data, has_more=len(rows) > limit, key="sequence"))

@@ -20,7 +20,7 @@ async def create(body: CreateAnswers, request: Request, services: FromApp) -> Re
     """Read the document where that is still to be done, study it for the questions, answer them."""
     if body.stream:
         chunks = _chunks(services, body)
-        return await open_stream(request, chunks, keep_alive_s=services.settings.keep_alive_s)
+        return await open_stream(request, chunks, services.settings)
     return JSONResponse(await until_disconnect(request, _last(services, body)))
 
 

@@ -24,7 +24,7 @@ async def create(body: CreateCompletion, request: Request, services: FromApp) ->
     id = f"cmpl_{secrets.token_hex(12)}"
     if body.stream:
         chunks = _chunks(services, body, id)
-        return await open_stream(request, chunks, keep_alive_s=services.settings.keep_alive_s)
+        return await open_stream(request, chunks, services.settings)
     return JSONResponse(await until_disconnect(request, _whole(services, body, id)))
 
 

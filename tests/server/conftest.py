@@ -1,7 +1,7 @@
 """An in-memory pool, and the app on a real socket in the test's own event loop."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +53,7 @@ class FakePool:
         self.hold = False
         self.hold_evict: asyncio.Event | None = None
         self.closed = False
-        self.answer_text = " forty two \n"
+        self.answer_text: Sequence[str] = " forty two \n"
         self.scripts: list[list[Message]] = []
 
     async def start(self) -> None:

@@ -234,6 +234,22 @@ async def test_a_reading_asked_for_by_name_goes_on(client: Any, pool: Any) -> No
     assert pool.cancelled == []
 
 
+async def test_a_client_that_stops_reading_is_hung_up_on(
+    serve: Any, settings: Settings, pool: Any
+) -> None:
+    pool.answer_text = ["x" * 2**20] * 64
+    async with serve(settings.model_copy(update={"write_timeout_s": 0.1}), pool) as client:
+        services = client.app.state.services
+        _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port, limit=1024)
+        body = json.dumps({**ASK, "stream": True}).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await until(lambda: pool.generates)
+        await until(lambda: services.intake.num_requests == 0)
+        writer.close()
+        await assert_idle(client)
+
+
 async def test_many_hang_ups_leave_nothing_behind(client: Any, pool: Any) -> None:
     pool.hold = True
     for number in range(20):
@@ -279,6 +295,19 @@ async def test_a_stream_that_has_begun_ends_with_the_error(
     events = await ask_streaming(client)
     assert events[-1]["error"]["code"] == "worker_died"
     assert [event["object"] for event in events[:-1]][-1] == "answer.delta"
+    await assert_idle(client)
+
+
+async def test_a_stream_ends_well_over_a_crash(client: httpx.AsyncClient, pool: Any) -> None:
+    await ask(client)
+    delta = messages.TokenDelta(
+        request_id="r", sequence_id="never heard of", index=0, token_id=1, text="x"
+    )
+    focus = messages.FocusProgress(request_id="r", step=1, steps=2)
+    pool.script = lambda work: [focus, delta]
+    events = await ask_streaming(client)
+    assert [event.get("phase") for event in events[:-1]] == ["focus"]
+    assert events[-1]["error"]["code"] == "internal_error"
     await assert_idle(client)
 
 
