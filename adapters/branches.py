@@ -130,7 +130,7 @@ class _QueryBranches:
         num_recalls = int(recall_R.sum())
         if num_recalls == len(rows_R):
             return self.end_state
-        if self.reading is None or not self.reading.states:
+        if self.reading is None or self.reading.states is None:
             raise ValueError("branches that continue need a reading with its states kept")
         positions_R = self.branches.positions_QN.flatten()[rows_R]
         leave_R = (positions_R - self.config.cue_tokens).clamp_min(0)

@@ -34,12 +34,17 @@ class Reading:
 
     tokens_T: Tensor
     segment_tokens: int
-    states: tuple[RecurrentState, ...]
-    """The state before each segment; empty if they were not kept."""
+    states: RecurrentState | None
+    """The state before each segment, a row each; None if they were not kept."""
     entropy_T: Tensor | None
     """Entropy of the next-token distribution after each token, in nats; None if not asked for."""
     end: BranchStart
     """State and hidden state after the last token."""
+
+    @property
+    def num_segments(self) -> int:
+        """Segments the document was read in."""
+        return -(-self.tokens_T.numel() // self.segment_tokens)
 
     def segment_of(self, position: int) -> int:
         """The segment whose reading leads to `position`, its end included."""
@@ -59,26 +64,34 @@ def read_segments(
     if tokens_T.numel() == 0:
         raise ValueError("an empty document cannot be read")
     state = model.init_state(1)
-    states: list[RecurrentState] = []
-    entropies: list[Tensor] = []
+    segments = torch.split(tokens_T, segment_tokens)
+    # what is kept lies in one block from the start: kept pieces among the large temporaries of the
+    # segments would hold the heap apart, and memory would grow with the document
+    states = model.init_state(len(segments)) if keep_states else None
+    entropy_T = _empty_like_logits(model, tokens_T) if entropy else None
     hidden_1CD = torch.empty(0)
-    for segment_C in torch.split(tokens_T, segment_tokens):
-        if keep_states:
-            states.append(state)
+    for i, segment_C in enumerate(segments):
+        if states is not None:
+            states.write_([i], state)
         with torch.no_grad():
             hidden_1CD, state = model(segment_C.unsqueeze(0), state, delta=delta)
-            # a copy, because convolution tails are views that would keep the whole segment alive
-            state = state.clone()
-            if entropy:
-                entropies.append(token_entropy(model.logits(hidden_1CD[0])))
+            if entropy_T is not None:
+                first = i * segment_tokens
+                entropies_C = token_entropy(model.logits(hidden_1CD[0]))
+                entropy_T[first : first + segment_C.numel()] = entropies_C
         yield Work("read", forward_tokens=segment_C.numel())
     return Reading(
         tokens_T=tokens_T,
         segment_tokens=segment_tokens,
-        states=tuple(states),
-        entropy_T=torch.cat(entropies) if entropy else None,
-        end=BranchStart(hidden_1CD[:, -1].clone(), state),
+        states=states,
+        entropy_T=entropy_T,
+        end=BranchStart(hidden_1CD[:, -1].clone(), state.clone()),
     )
+
+
+def _empty_like_logits(model: DeltaNet, tokens_T: Tensor) -> Tensor:
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    return torch.empty(tokens_T.numel(), dtype=dtype, device=tokens_T.device)
 
 
 def states_at(
@@ -111,6 +124,7 @@ def states_at(
 def _read_from_kept(
     model: DeltaNet, reading: Reading, positions: list[int], delta: LoraDelta | None
 ) -> BranchStart:
+    assert reading.states is not None, "the reading has kept no states"
     segments = [reading.segment_of(position) for position in positions]
     device = reading.tokens_T.device
     first_N = torch.tensor(segments, device=device) * reading.segment_tokens
@@ -118,7 +132,7 @@ def _read_from_kept(
     longest = max(int(lengths_N.max()), 1)
     index_NC = first_N.unsqueeze(1) + torch.arange(longest, device=device)
     tokens_NC = reading.tokens_T[index_NC.clamp_max(reading.tokens_T.numel() - 1)]
-    state = RecurrentState.stack([reading.states[segment] for segment in segments])
+    state = reading.states.select(segments)
     hidden_NCD, state = model(tokens_NC, state, delta=delta, lengths_B=lengths_N)
     rows = torch.arange(len(positions), device=device)
     return BranchStart(hidden_NCD[rows, lengths_N - 1], state.clone())

@@ -64,7 +64,7 @@ def trunk_step(
     if branches.waits_for_all and len(positions_N):
         yield from walk.sample_all()
     state_grads = yield from walk.recalls()
-    for segment in range(len(reading.states) - 1, -1, -1):
+    for segment in range(reading.num_segments - 1, -1, -1):
         state_grads = yield from walk.segment(segment, state_grads)
     return dataclasses.replace(
         branches.result(recall_N), entropy_T=reading.entropy_T, end=reading.end
@@ -128,7 +128,8 @@ class _Backward:
         rows_R = self.branches.with_signal(inside)
         if state_grads is None and self.config.lambda_ntp == 0 and not len(rows_R):
             return None
-        state = self.reading.states[index]
+        assert self.reading.states is not None
+        state = self.reading.states.slice(index, index + 1)
         leaf = state.leaf() if index else state
         with torch.enable_grad():
             hidden_CD, start, end_state = self._read(first, last, rows_R, leaf)

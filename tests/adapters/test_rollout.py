@@ -168,7 +168,8 @@ def test_going_back_to_a_place(segment_tokens: int) -> None:
 def test_kept_states_do_not_keep_their_segments() -> None:
     model, tokens_T = tiny_model(), document()
     reading, _ = drain(read_segments(model, tokens_T, segment_tokens=16))
-    for state in (*reading.states, reading.end.state):
+    assert reading.states.batch_size == reading.num_segments == 4
+    for state in (reading.states, reading.end.state):
         for tensor in state.tensors():
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
