@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -99,40 +100,28 @@ def states_at(
 ) -> Generator[Work, None, BranchStart]:
     """The starts after `positions_N` tokens, read again from the kept states, without gradients.
 
-    Several places are read in one ragged batch of about two segments. A position of 0 gives the
-    state of the document's start and a hidden state without meaning.
+    Each segment is read once, as far as its last position. A position of 0 gives the state of the
+    document's start and a hidden state of zeros.
     """
-    positions = positions_N.tolist()
-    lengths = [p - reading.segment_of(p) * reading.segment_tokens for p in positions]
-    order = sorted(range(len(positions)), key=lambda row: -lengths[row])
-    starts: list[BranchStart] = []
-    done = 0
-    while done < len(order):
-        longest = max(lengths[order[done]], 1)
-        most = max(1, 2 * reading.segment_tokens // longest)
-        # of similar length only, so that little is padding
-        rows = [row for row in order[done : done + most] if 4 * lengths[row] >= 3 * longest]
-        rows = rows or order[done : done + 1]
-        done += len(rows)
-        starts.append(_read_from_kept(model, reading, [positions[row] for row in rows], delta))
-        yield Work("read", forward_tokens=sum(lengths[row] for row in rows))
-    back = torch.tensor(order).argsort().to(reading.tokens_T.device)
-    return BranchStart.stack(starts).select(back)
-
-
-@torch.no_grad()
-def _read_from_kept(
-    model: DeltaNet, reading: Reading, positions: list[int], delta: LoraDelta | None
-) -> BranchStart:
     assert reading.states is not None, "the reading has kept no states"
-    segments = [reading.segment_of(position) for position in positions]
-    device = reading.tokens_T.device
-    first_N = torch.tensor(segments, device=device) * reading.segment_tokens
-    lengths_N = torch.tensor(positions, device=device) - first_N
-    longest = max(int(lengths_N.max()), 1)
-    index_NC = first_N.unsqueeze(1) + torch.arange(longest, device=device)
-    tokens_NC = reading.tokens_T[index_NC.clamp_max(reading.tokens_T.numel() - 1)]
-    state = reading.states.select(segments)
-    hidden_NCD, state = model(tokens_NC, state, delta=delta, lengths_B=lengths_N)
-    rows = torch.arange(len(positions), device=device)
-    return BranchStart(hidden_NCD[rows, lengths_N - 1], state.clone())
+    wanted = sorted(set(positions_N.tolist()))
+    starts: dict[int, BranchStart] = {}
+    if wanted and wanted[0] == 0:
+        zeros_1D = reading.end.hidden_ND.new_zeros(reading.end.hidden_ND.shape)
+        starts[0] = BranchStart(zeros_1D, reading.states.slice(0, 1))
+    for segment, group in groupby(filter(None, wanted), reading.segment_of):
+        positions = list(group)
+        first = segment * reading.segment_tokens
+        stops = [position - first for position in positions]
+        with torch.no_grad():
+            hidden_1CD, states = model(
+                reading.tokens_T[first : positions[-1]].unsqueeze(0),
+                reading.states.slice(segment, segment + 1),
+                delta=delta,
+                stops=stops,
+            )
+        for row, position in enumerate(positions):
+            hidden_1D = hidden_1CD[:, stops[row] - 1].clone()
+            starts[position] = BranchStart(hidden_1D, states.slice(row, row + 1))
+        yield Work("read", forward_tokens=stops[-1])
+    return BranchStart.stack([starts[position] for position in positions_N.tolist()])
