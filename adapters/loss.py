@@ -13,20 +13,26 @@ from imprint.models import LoraDelta
 
 # How far a ratio may be from 1 by rounding alone: sampling reads token by token, the loss in one go
 _RATIO_TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.1}
-_LOW_PRECISION_TOLERANCE = 0.5
+_LOW_PRECISION_TOLERANCE = 1.0
 
 
 def policy_losses(
-    logprobs: Tensor, sampled_logprobs: Tensor, advantages: Tensor, config: RefineConfig
+    logprobs: Tensor,
+    sampled_logprobs: Tensor,
+    advantages: Tensor,
+    config: RefineConfig,
+    *,
+    compute_dtype: torch.dtype,
 ) -> Tensor:
     """PPO's clipped loss per token, with dual clip (arXiv 1707.06347, 1912.09729). Same shape.
 
     `advantages` broadcasts. One update per rollout set makes every ratio 1 and the clipping inert,
-    which is asserted: anything else means that rollouts and loss saw different weights or states.
+    which is asserted, up to the rounding of the model's `compute_dtype`: anything else means that
+    rollouts and loss saw different weights or states.
     """
     advantages = advantages.to(logprobs.dtype)
     ratio = (logprobs - sampled_logprobs).exp()
-    tolerance = _RATIO_TOLERANCE.get(logprobs.dtype, _LOW_PRECISION_TOLERANCE)
+    tolerance = _RATIO_TOLERANCE.get(compute_dtype, _LOW_PRECISION_TOLERANCE)
     drift = (ratio.detach() - 1).abs()
     # values that are not finite are the caller's to notice: they end the attempt, not the worker
     assert not ((drift > tolerance) & logprobs.isfinite() & sampled_logprobs.isfinite()).any(), (

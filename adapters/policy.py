@@ -169,6 +169,7 @@ class BranchSet:
             self.logprobs_BGK[rows_R],
             self.advantages_BG[rows_R].unsqueeze(-1),
             self.config,
+            compute_dtype=self.model.dtype,
         )
         share_R = losses_RGK.mean((-1, -2)) / self.num_positions
         self._add(self.policy_loss_Q, rows_R, share_R)

@@ -88,10 +88,18 @@ def test_leave_one_out_is_the_mean_of_the_others() -> None:
     torch.testing.assert_close(advantages, rewards - others)
 
 
+def losses_of(
+    logprobs: torch.Tensor, sampled: torch.Tensor, advantages: torch.Tensor
+) -> torch.Tensor:
+    return policy_losses(
+        logprobs, sampled, advantages, RefineConfig(), compute_dtype=logprobs.dtype
+    )
+
+
 def test_policy_loss_is_reinforce_where_the_ratio_is_one() -> None:
     logprobs = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
     advantages = torch.randn(3, 1, dtype=torch.float64)
-    losses = policy_losses(logprobs, logprobs.detach(), advantages, RefineConfig())
+    losses = losses_of(logprobs, logprobs.detach(), advantages)
     torch.testing.assert_close(losses.detach(), -advantages.expand(3, 4))
     losses.sum().backward()
     torch.testing.assert_close(logprobs.grad, -advantages.expand(3, 4))
@@ -100,13 +108,13 @@ def test_policy_loss_is_reinforce_where_the_ratio_is_one() -> None:
 def test_stale_rollouts_are_our_own_mistake() -> None:
     logprobs = torch.zeros(2, 2, dtype=torch.float64)
     with pytest.raises(AssertionError, match="on-policy"):
-        policy_losses(logprobs + 0.1, logprobs, torch.ones(2, 1), RefineConfig())
+        losses_of(logprobs + 0.1, logprobs, torch.ones(2, 1))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_pass_through_to_the_caller(value: float) -> None:
     logprobs = torch.tensor([value, 0.0])
-    losses = policy_losses(logprobs, torch.zeros(2), torch.ones(2), RefineConfig())
+    losses = losses_of(logprobs, torch.zeros(2), torch.ones(2))
     assert losses[1] == -1
 
 
@@ -114,7 +122,7 @@ def test_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imprint.adapters.loss._RATIO_TOLERANCE", {torch.float32: 100.0})
     new = torch.tensor([1.5, 0.5, 1.5, 0.5, 9.0]).log()
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0])
-    losses = policy_losses(new, torch.zeros(5), advantages, RefineConfig())
+    losses = losses_of(new, torch.zeros(5), advantages)
     torch.testing.assert_close(losses, torch.tensor([-1.2, -0.5, 1.5, 0.8, 3.0]))
 
 
