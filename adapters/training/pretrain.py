@@ -195,7 +195,7 @@ class Pretraining:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizers.step(self.config.rate_at(self.step, self.num_tokens))
-        answer_BT = weights_BT[:, 1:] == 1.0
+        answer_BT = weights_BT[:, 1:] >= 1.0
         for row, kind in enumerate(kinds):
             if count := int(answer_BT[row].sum()):
                 share = float((right_BT[row] & answer_BT[row]).sum()) / count

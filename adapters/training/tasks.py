@@ -1,7 +1,7 @@
 """What the bundled model practises: repetition, needles with questions, prose.
 
 A sample is a token sequence of exactly the asked length and a weight per token for the loss of
-predicting it; answers and repeats weigh one, what merely surrounds them `PROSE_WEIGHT`.
+predicting it: one or more for answers and repeats, `PROSE_WEIGHT` for what surrounds them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from imprint.models.tokenizer import DEFAULT_QUESTION_TEMPLATE, Tokenizer
 
 PROSE_WEIGHT = 0.04
 """Loss weight of a token that is neither an answer nor a repeat."""
+FIRST_WEIGHT = 4.0
+"""Loss weight of the first characters of an answer."""
 
 
 @dataclass(slots=True)
@@ -29,6 +31,14 @@ class Sample:
     def add(self, tokens: list[int], weight: float) -> None:
         self.tokens += tokens
         self.weights += [weight] * len(tokens)
+
+    def add_answer(self, tokens: list[int]) -> None:
+        """A space, the value, an end. Its first characters tell whose value it is: the later ones
+        follow from them."""
+        first, last = 1, 3
+        self.add(tokens[:first], 1.0)
+        self.add(tokens[first:last], FIRST_WEIGHT)
+        self.add(tokens[last:], 1.0)
 
     def cut(self, length: int) -> Sample:
         return Sample(self.tokens[:length], self.weights[:length])
@@ -146,7 +156,7 @@ class Tasks:
         sample.add(head + [token for piece in pieces for token in piece], PROSE_WEIGHT)
         for prompt, target in asked:
             sample.add(prompt, 0.0)
-            sample.add(target, 1.0)
+            sample.add_answer(target)
         return sample
 
     def _pieces(self, rng: random.Random, room: int) -> list[list[int]]:
@@ -197,5 +207,5 @@ class Tasks:
                     [f"\n{key}{mark}".rstrip(" "), f" {values[key]}\n"]
                 )
                 sample.add(prompt, 0.0)
-                sample.add(target, 1.0)
+                sample.add_answer(target)
         return sample

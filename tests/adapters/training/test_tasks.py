@@ -64,8 +64,8 @@ def test_nothing_held_out_is_practised(tasks: Tasks) -> None:
 
 
 def answer_spans(weights: list[float]) -> list[tuple[int, int]]:
-    """Runs of tokens that weigh one."""
+    """Runs of tokens that weigh one or more."""
     edges = [0.0, *weights, 0.0]
-    starts = [i for i in range(len(weights)) if edges[i + 1] == 1.0 and edges[i] != 1.0]
-    stops = [i for i in range(1, len(weights) + 1) if edges[i] == 1.0 and edges[i + 1] != 1.0]
+    starts = [i for i in range(len(weights)) if edges[i + 1] >= 1.0 > edges[i]]
+    stops = [i for i in range(1, len(weights) + 1) if edges[i] >= 1.0 > edges[i + 1]]
     return list(zip(starts, stops, strict=True))
