@@ -54,6 +54,7 @@ class Tasks:
             "repeat": self.repeat,
             "needles": self.needles,
             "ruler": self.ruler,
+            "dense": self.dense,
             "pairs": self.pairs,
             "prose": self.plain_prose,
         }
@@ -157,6 +158,26 @@ class Tasks:
         for prompt, target in asked:
             sample.add(prompt, 0.0)
             sample.add_answer(target)
+        return sample
+
+    def dense(self, rng: random.Random, length: int) -> Sample:
+        """Needles of one wording with little between them, then a question about each: what is
+        practised is to tell keys apart."""
+        sample = Sample()
+        while len(sample.tokens) < length:
+            wording = rng.choice([RULER, RULER, *TRAINING])
+            num_keys = rng.randint(2, max(min((length - len(sample.tokens)) // 56, 12), 2))
+            held = {self.key(rng): self.value(rng) for _ in range(num_keys)}
+            pieces = [wording.needle.format(key=key, value=value) for key, value in held.items()]
+            for _ in range(rng.randint(0, 2)):
+                pieces.insert(rng.randint(0, len(pieces)), self.prose.run(rng, 1)[0])
+            sample.add(self.tokenizer.encode(" ".join(pieces)), PROSE_WEIGHT)
+            for key in rng.sample(list(held), len(held)):
+                texts = self._question(rng, wording, key, [held[key]])
+                prompt, target = self.tokenizer.encode_batch(texts)
+                sample.add(prompt, 0.0)
+                sample.add_answer(target)
+            sample.add(self.tokenizer.encode("\n"), 0.0)
         return sample
 
     def _pieces(self, rng: random.Random, room: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ from imprint.adapters.evaluation.wordings import HELD_OUT
 from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
 from imprint.adapters.training.tasks import Tasks
 
-KINDS = ("repeat", "needles", "ruler", "pairs", "prose")
+KINDS = ("repeat", "needles", "ruler", "dense", "pairs", "prose")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,7 +32,7 @@ def test_the_random_stream_decides_everything(tasks: Tasks, kind: str) -> None:
     assert first.tokens != other.tokens
 
 
-@pytest.mark.parametrize("kind", ["needles", "ruler"])
+@pytest.mark.parametrize("kind", ["needles", "ruler", "dense"])
 def test_every_answer_stands_in_the_document_before_its_question(tasks: Tasks, kind: str) -> None:
     checked = 0
     for seed in range(30):
