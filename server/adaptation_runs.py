@@ -96,6 +96,7 @@ class AdaptationRuns:
                 raise
             self._shrink(task, error)
             return
+        task.step = quantum.step
         now = around.clock()
         around.scheduler.charge(job, quantum.num_tokens, now - began, now)
         around.observe(
@@ -126,6 +127,9 @@ class AdaptationRuns:
         if now - task.reported_at < PROGRESS_INTERVAL_S and not (fresh and task.reported_at == 0):
             return
         task.reported_phase, task.reported_at = (phase, step), now
+        self._emit_progress(task, phase, step, steps)
+
+    def _emit_progress(self, task: AdaptationTask, phase: str, step: int, steps: int) -> None:
         data = {
             "phase": phase, "step": step, "steps": steps, "num_tokens": task.job.served_tokens
         }  # fmt: skip
@@ -155,6 +159,8 @@ class AdaptationRuns:
             "num_tokens": len(task.message.tokens),
         }
         self._drop(id)
+        steps = task.config.steps if task.config is not None else 0
+        self._emit_progress(task, "finished", task.step, steps)
         around.emit(
             AdaptationDone(
                 adaptation_id=id,

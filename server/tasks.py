@@ -66,6 +66,8 @@ class AdaptationTask:
     segment_tokens: int
     study: Study
     started_at: float | None = None
+    step: int = 0
+    """The optimisation step of the last quantum; early stopping ends before the last one."""
     shrunk: bool = False
     """Whether it has begun again with half the segment, after it ran out of memory."""
     reported_phase: tuple[str, int] | None = None
