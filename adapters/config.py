@@ -140,7 +140,7 @@ class RefineConfig:
     """Places held out of the adaptation that judge it; short documents have fewer."""
     probe_margin: float = 0.0
     """Nats per token by which the probe must improve to be accepted."""
-    probe_confidence: float = 1.0
+    probe_confidence: float = 2.0
     """Standard errors by which the probe's mean improvement must exceed that margin."""
     neutral_margin: float = 0.05
     """Nats per token by which the loss on neutral text may rise."""
