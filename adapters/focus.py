@@ -75,10 +75,11 @@ class Focus:
     def run(self) -> Quanta:
         """Step for all questions at once, then judge each."""
         start = self._start()
-        scores = [
-            relevance(self.adapter.tokens_T, question, window=self.config.focus_window)
-            for question in self.questions
-        ]
+        scores: list[Tensor] = []
+        for question in self.questions:
+            window = self.config.focus_window
+            scores.append(relevance(self.adapter.tokens_T, question, window=window))
+            yield Quantum(phase="select", num_tokens=0, step=0, steps=self.config.steps)
         probe_QN = self._positions(scores, _PROBE_STEP)
         if probe_QN.shape[1] == 0:
             self.delta = start.detach()
