@@ -30,6 +30,10 @@ def l2_normalize(x: Tensor) -> Tensor:
     return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)
 
 
+# up to here a sum of shifted products is as fast on CPUs as a depthwise conv1d, and faster to decode
+_MAX_SHIFTED_TAPS = 6
+
+
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over W tokens, then SiLU. Its state: the last W - 1 inputs.
 
@@ -60,10 +64,13 @@ class ShortConvolution(nn.Module):
             tail_BWD = tail_BWD.repeat_interleave(x_BTD.shape[0] // tail_BWD.shape[0], 0)
         joined = torch.cat((tail_BWD.to(x_BTD.dtype), x_BTD), 1)
         taps = self.weight.squeeze(1).to(x_BTD.dtype)
-        # a sum of shifted products: on CPUs faster than a depthwise conv1d and its two transposes
-        y_BTD = joined[:, keep:] * taps[:, keep]
-        for j in range(keep):
-            y_BTD = torch.addcmul(y_BTD, joined[:, j : j + num_tokens], taps[:, j])
+        if self.size > _MAX_SHIFTED_TAPS:
+            y_BDT = F.conv1d(joined.transpose(1, 2), taps.unsqueeze(1), groups=taps.shape[0])
+            y_BTD = y_BDT.transpose(1, 2)
+        else:
+            y_BTD = joined[:, keep:] * taps[:, keep]
+            for j in range(keep):
+                y_BTD = torch.addcmul(y_BTD, joined[:, j : j + num_tokens], taps[:, j])
         if stops is not None:
             tail = torch.cat([joined[:, stop : stop + keep] for stop in stops])
         elif lengths_B is None:
