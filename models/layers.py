@@ -30,7 +30,7 @@ def l2_normalize(x: Tensor) -> Tensor:
     return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)
 
 
-# up to here a sum of shifted products is as fast on CPUs as a depthwise conv1d, and faster to decode
+# up to here shifted products are as fast on CPUs as a depthwise conv1d, and faster to decode
 _MAX_SHIFTED_TAPS = 6
 
 

@@ -165,7 +165,7 @@ class Tasks:
         practised is to tell keys apart."""
         sample = Sample()
         while len(sample.tokens) < length:
-            wording = rng.choice([RULER, RULER, *TRAINING])
+            wording = RULER if rng.random() < 0.5 else rng.choice(TRAINING)
             num_keys = rng.randint(2, max(min((length - len(sample.tokens)) // 56, 12), 2))
             held = {self.key(rng): self.value(rng) for _ in range(num_keys)}
             pieces = [wording.needle.format(key=key, value=value) for key, value in held.items()]
