@@ -29,6 +29,8 @@ from imprint.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
 Batch = tuple[Tensor, Tensor, list[str]]
 
 
@@ -110,12 +112,17 @@ def weighted_loss(model: DeltaNet, tokens_BT: Tensor, weights_BT: Tensor) -> tup
 
 
 class Pretraining:
-    """One run in one folder."""
+    """One run in one folder, from nothing or from the weights of the checkpoint `init`."""
 
-    def __init__(self, config: PretrainConfig, corpus: list[Path], out: Path) -> None:
-        self.config, self.out = config, out
+    def __init__(
+        self, config: PretrainConfig, corpus: list[Path], out: Path, *, init: Path | None = None
+    ) -> None:
+        self.config, self.out, self.init = config, out, init
         prose = Prose(corpus, max_chars=config.max_corpus_chars, seed=config.seed)
         out.mkdir(parents=True, exist_ok=True)
+        if init is not None:
+            for name in _TOKENIZER_FILES:
+                shutil.copyfile(init / name, out / name)
         if not (out / "tokenizer.json").exists():
             log.info("training a tokenizer of %d tokens", config.model.vocab_size)
             texts = (" ".join(document) for document in prose.documents[:1500])
@@ -134,6 +141,10 @@ class Pretraining:
             self.step, self.num_tokens = saved["step"], saved["num_tokens"]
             self.seconds = saved["seconds"]
             log.info("going on at step %d, %d tokens", self.step, self.num_tokens)
+        elif self.init is not None:
+            model = load_model(self.init).train().requires_grad_(True)
+            if model.config != self.config.model:
+                raise ValueError(f"{self.init} is of another shape than [model] of the run's file")
         else:
             model = DeltaNet(self.config.model)
             model.reset_parameters(self.config.seed)
@@ -182,7 +193,7 @@ class Pretraining:
         """Write `<out>/final`: the checkpoint as it ships, bfloat16 weights and the tokenizer."""
         final = self.out / "final"
         save_model(self.model, final, dtype=torch.bfloat16)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
+        for name in _TOKENIZER_FILES:
             shutil.copyfile(self.out / name, final / name)
 
     def take_step(self) -> float:
@@ -208,10 +219,16 @@ class Pretraining:
         return " ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(self.right.items()))
 
 
-def pretrain(config_path: Path, corpus: Path, out: Path, *, threads: int = 2) -> None:
-    """Train as `config_path` says on every train-*.jsonl.zst of `corpus`, into the folder `out`."""
+def pretrain(
+    config_path: Path, corpus: Path, out: Path, *, init: Path | None = None, threads: int = 2
+) -> None:
+    """Train as `config_path` says on every train-*.jsonl.zst of `corpus`, into the folder `out`.
+
+    A run that has been interrupted goes on; a new one starts from nothing, or from the weights and
+    the tokenizer of the checkpoint `init`.
+    """
     files = sorted(corpus.glob("train-*.jsonl.zst"))
     if not files:
         raise ValueError(f"{corpus} holds no train-*.jsonl.zst files")
     torch.set_num_threads(threads)
-    Pretraining(PretrainConfig.load(config_path), files, out).run()
+    Pretraining(PretrainConfig.load(config_path), files, out, init=init).run()

@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from imprint.models.errors import ModelError
 from imprint.server.commands.common import UsageError
 
 
@@ -29,6 +30,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     pretrain.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="folder of checkpoints"
     )
+    pretrain.add_argument(
+        "--init",
+        type=Path,
+        metavar="FOLDER",
+        help="start a new run from this checkpoint's weights and tokenizer",
+    )
     pretrain.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch")
     pretrain.set_defaults(run=run_pretrain)
 
@@ -39,13 +46,21 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--config: {arguments.config} is not a file")
     if not arguments.corpus.is_dir():
         raise UsageError(f"--corpus: {arguments.corpus} is not a folder")
+    if arguments.init is not None and not arguments.init.is_dir():
+        raise UsageError(f"--init: {arguments.init} is not a folder")
     if arguments.threads < 1:
         raise UsageError(f"--threads must be at least 1, got {arguments.threads}")
     from imprint.adapters.training.pretrain import pretrain
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        pretrain(arguments.config, arguments.corpus, arguments.out, threads=arguments.threads)
-    except ValueError as error:
+        pretrain(
+            arguments.config,
+            arguments.corpus,
+            arguments.out,
+            init=arguments.init,
+            threads=arguments.threads,
+        )
+    except (ValueError, ModelError) as error:
         raise UsageError(str(error)) from error
     return 0

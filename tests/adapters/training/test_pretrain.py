@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,21 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     shipped = load_model(tmp_path / "whole" / "final").state_dict()
     assert all(torch.allclose(shipped[name], first[name], rtol=1e-2) for name in first)
     assert load_tokenizer(tmp_path / "whole" / "final").vocab_size == config.model.vocab_size
+
+
+def test_a_run_can_start_from_a_checkpoint(config_file: Path, corpus: Path, tmp_path: Path) -> None:
+    files = sorted(corpus.glob("*.zst"))
+    config = PretrainConfig.load(config_file)
+    Pretraining(config, files, tmp_path / "first").run()
+    final = tmp_path / "first" / "final"
+    second = Pretraining(config, files, tmp_path / "second", init=final)
+    assert second.num_tokens == 0
+    weights = load_model(final).state_dict()
+    started = second.model.state_dict()
+    assert all(torch.equal(started[name], weights[name]) for name in weights)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, num_heads=4))
+    with pytest.raises(ValueError, match="another shape"):
+        Pretraining(other, files, tmp_path / "third", init=final)
 
 
 def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
