@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+_LINE_ENDS = str.maketrans({c: f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"})
+"""Legal in JSON, but line ends to clients that split text into lines."""
 T = TypeVar("T")
 
 
@@ -33,9 +35,10 @@ class ClientStalledError(Exception):
 
 
 def encode_event(data: object, *, id: int | None = None) -> bytes:
-    """One event: JSON on one line."""
+    """One event: JSON on one line, also for clients that know more line ends than SSE does."""
     head = "" if id is None else f"id: {id}\n"
-    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    line = json.dumps(data, ensure_ascii=False).translate(_LINE_ENDS)
+    return f"{head}data: {line}\n\n".encode()
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
