@@ -19,11 +19,11 @@ from imprint.adapters.config import RefineConfig
 from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batches
 from imprint.adapters.reading import Reading, Work, states_at
 from imprint.adapters.rollout import BranchStart, read_cues
-from imprint.models import DeltaNet, LoraDelta, RecurrentState
+from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 
 def query_step(
-    model: DeltaNet,
+    model: FastWeightModel,
     tokens_T: Tensor,
     positions_QN: Tensor,
     config: RefineConfig,

@@ -6,11 +6,13 @@ import torch
 
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.errors import AdaptationError
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 
 
-def init_delta(model: DeltaNet, config: RefineConfig, *, seed: int, num: int = 1) -> LoraDelta:
+def init_delta(
+    model: FastWeightModel, config: RefineConfig, *, seed: int, num: int = 1
+) -> LoraDelta:
     """Fresh deltas on projections whose names end in one of `config.lora_targets` (or on all)."""
     targets = {
         name: shape
@@ -32,7 +34,7 @@ def init_delta(model: DeltaNet, config: RefineConfig, *, seed: int, num: int = 1
     return delta.requires_grad_()
 
 
-def _delta_dtype(model: DeltaNet) -> torch.dtype:
+def _delta_dtype(model: FastWeightModel) -> torch.dtype:
     # never below float32: a small step rounded to bfloat16 loses its direction
     return torch.promote_types(model.dtype, torch.float32)
 

@@ -12,10 +12,10 @@ from imprint.adapters.adapter import Adapter
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.quantum import Quanta, Usage
 from imprint.adapters.reading import read_segments
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 
 
-def document_tokens(model: DeltaNet, tokens: Sequence[int]) -> Tensor:
+def document_tokens(model: FastWeightModel, tokens: Sequence[int]) -> Tensor:
     """Token ids as a tensor on the model's device. Raises AdaptationError if there are none."""
     if not tokens:
         raise AdaptationError("document_empty", "the document holds no tokens; send some text")
@@ -36,7 +36,9 @@ def tokens_sha256(tokens_T: Tensor) -> str:
 class DocumentReader:
     """Reads a document once with the base weights; the adapter holds its end state and no delta."""
 
-    def __init__(self, model: DeltaNet, tokens: Sequence[int], *, segment_tokens: int) -> None:
+    def __init__(
+        self, model: FastWeightModel, tokens: Sequence[int], *, segment_tokens: int
+    ) -> None:
         self.model = model
         self.tokens_T = document_tokens(model, tokens)
         self.segment_tokens = segment_tokens

@@ -23,7 +23,7 @@ from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quanta, Quantum, Usage
 from imprint.adapters.selection import focus_positions, relevance
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 
 _PROBE_STEP = (1 << 19) - 1  # a step no run reaches
@@ -52,7 +52,7 @@ class Focus:
 
     def __init__(
         self,
-        model: DeltaNet,
+        model: FastWeightModel,
         adapter: Adapter,
         questions: Sequence[Sequence[int]],
         config: RefineConfig,

@@ -17,7 +17,7 @@ from torch import Tensor
 from imprint.adapters.config import MAX_BRANCH_TOKENS, RefineConfig
 from imprint.adapters.rollout import branch_logprobs, read_cues
 from imprint.adapters.selection import select_positions
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 from imprint.models.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def probe_places(entropy_T: Tensor, config: RefineConfig, *, seed: int) -> tuple
 
 @torch.no_grad()
 def recall_probe(
-    model: DeltaNet,
+    model: FastWeightModel,
     tokens_T: Tensor,
     places_P: Tensor,
     end_state: RecurrentState,
@@ -102,7 +102,7 @@ def recall_probe(
 
 
 @torch.no_grad()
-def neutral_loss(model: DeltaNet, neutral: list[int], delta: LoraDelta | None) -> float:
+def neutral_loss(model: FastWeightModel, neutral: list[int], delta: LoraDelta | None) -> float:
     """Mean next-token loss in nats on the neutral text, read from a document's start."""
     tokens_1T = torch.tensor([neutral], device=model.device)
     hidden_1TD, _ = model(tokens_1T, delta=delta)

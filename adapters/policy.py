@@ -25,7 +25,7 @@ from imprint.adapters.rollout import (
     continuations,
     sample_rollouts,
 )
-from imprint.models import DeltaNet, LoraDelta
+from imprint.models import FastWeightModel, LoraDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class BranchSet:
 
     def __init__(
         self,
-        model: DeltaNet,
+        model: FastWeightModel,
         config: RefineConfig,
         tokens_T: Tensor,
         positions_QN: Tensor,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.rollout import BranchStart
-from imprint.models import DeltaNet, LoraDelta, RecurrentState, token_entropy
+from imprint.models import FastWeightModel, LoraDelta, RecurrentState, token_entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Reading:
 
 
 def read_segments(
-    model: DeltaNet,
+    model: FastWeightModel,
     tokens_T: Tensor,
     *,
     segment_tokens: int,
@@ -90,13 +90,13 @@ def read_segments(
     )
 
 
-def _empty_like_logits(model: DeltaNet, tokens_T: Tensor) -> Tensor:
+def _empty_like_logits(model: FastWeightModel, tokens_T: Tensor) -> Tensor:
     dtype = torch.promote_types(model.dtype, torch.float32)
     return torch.empty(tokens_T.numel(), dtype=dtype, device=tokens_T.device)
 
 
 def states_at(
-    model: DeltaNet, reading: Reading, positions_N: Tensor, *, delta: LoraDelta | None = None
+    model: FastWeightModel, reading: Reading, positions_N: Tensor, *, delta: LoraDelta | None = None
 ) -> Generator[Work, None, BranchStart]:
     """The starts after `positions_N` tokens, read again from the kept states, without gradients.
 

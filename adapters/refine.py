@@ -32,7 +32,7 @@ from imprint.adapters.quantum import Quanta, Quantum, Usage
 from imprint.adapters.reading import Reading, read_segments
 from imprint.adapters.selection import select_positions
 from imprint.adapters.trunk import trunk_step
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 
@@ -52,7 +52,7 @@ class Refiner:
 
     def __init__(
         self,
-        model: DeltaNet,
+        model: FastWeightModel,
         tokens: Sequence[int],
         config: RefineConfig,
         *,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
-from imprint.models import DeltaNet, LoraDelta, RecurrentState, counter_uniform
+from imprint.models import FastWeightModel, LoraDelta, RecurrentState, counter_uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def continuations(tokens_T: Tensor, positions_N: Tensor, length: int) -> Tensor:
 
 
 def read_cues(
-    model: DeltaNet,
+    model: FastWeightModel,
     tokens_T: Tensor,
     positions_N: Tensor,
     state: RecurrentState,
@@ -126,7 +126,7 @@ def _invert(logprobs_RV: Tensor, uniform_R: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample_rollouts(
-    model: DeltaNet,
+    model: FastWeightModel,
     start: BranchStart,
     truth_NK: Tensor,
     config: RefineConfig,
@@ -176,7 +176,7 @@ def sample_rollouts(
 
 
 def branch_logprobs(
-    model: DeltaNet,
+    model: FastWeightModel,
     start: BranchStart,
     sequences_NRK: Tensor,
     *,

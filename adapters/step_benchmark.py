@@ -26,7 +26,7 @@ from imprint.adapters.policy import StepResult
 from imprint.adapters.reading import Work, read_segments
 from imprint.adapters.selection import select_positions
 from imprint.adapters.trunk import trunk_step
-from imprint.models import BUNDLED, DeltaNet, LoraDelta, load_model
+from imprint.models import BUNDLED, FastWeightModel, LoraDelta, load_model
 
 _ORACLE = Path(__file__).resolve().parents[1] / "tests" / "adapters" / "oracle.py"
 
@@ -108,7 +108,9 @@ def run_step_benchmark(
 class _Bench:
     """One model, one document, one delta that is not zero."""
 
-    def __init__(self, model: DeltaNet, config: RefineConfig, num_tokens: int, seed: int) -> None:
+    def __init__(
+        self, model: FastWeightModel, config: RefineConfig, num_tokens: int, seed: int
+    ) -> None:
         self.model, self.config, self.seed = model, config, seed
         self.oracle = load_oracle()
         generator = torch.Generator().manual_seed(seed)

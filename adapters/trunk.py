@@ -23,13 +23,13 @@ from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batc
 from imprint.adapters.reading import Reading, Work, read_segments, states_at
 from imprint.adapters.rollout import BranchStart, read_cues
 from imprint.adapters.selection import select_positions
-from imprint.models import DeltaNet, LoraDelta, RecurrentState
+from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 Grads = list[Tensor | None]
 
 
 def trunk_step(
-    model: DeltaNet,
+    model: FastWeightModel,
     tokens_T: Tensor,
     config: RefineConfig,
     *,
@@ -76,7 +76,7 @@ class _Backward:
 
     def __init__(
         self,
-        model: DeltaNet,
+        model: FastWeightModel,
         config: RefineConfig,
         reading: Reading,
         branches: BranchSet,

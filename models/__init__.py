@@ -9,23 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imprint.models.architecture import FastWeightModel
     from imprint.models.checkpoint import load_model, save_model, weights_hash
-    from imprint.models.config import BUNDLED, ModelConfig
+    from imprint.models.config import BUNDLED, DeltaNetConfig, GatedDeltaNetConfig, ModelConfig
     from imprint.models.deltanet import DeltaNet
     from imprint.models.errors import CheckpointError, ModelError
     from imprint.models.generate import decode, generate_greedy, prefill
     from imprint.models.lora import LoraDelta
+    from imprint.models.registry import build_model, load_config
     from imprint.models.sampling import counter_uniform, sample_tokens, token_entropy
     from imprint.models.state import RecurrentState
     from imprint.models.tokenizer import Tokenizer, load_tokenizer
 
 _HOMES = {
+    "architecture": ("FastWeightModel",),
     "checkpoint": ("load_model", "save_model", "weights_hash"),
-    "config": ("BUNDLED", "ModelConfig"),
+    "config": ("BUNDLED", "DeltaNetConfig", "GatedDeltaNetConfig", "ModelConfig"),
     "deltanet": ("DeltaNet",),
     "errors": ("CheckpointError", "ModelError"),
     "generate": ("decode", "generate_greedy", "prefill"),
     "lora": ("LoraDelta",),
+    "registry": ("build_model", "load_config"),
     "sampling": ("counter_uniform", "sample_tokens", "token_entropy"),
     "state": ("RecurrentState",),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
@@ -36,14 +40,19 @@ __all__ = [
     "BUNDLED",
     "CheckpointError",
     "DeltaNet",
+    "DeltaNetConfig",
+    "FastWeightModel",
+    "GatedDeltaNetConfig",
     "LoraDelta",
     "ModelConfig",
     "ModelError",
     "RecurrentState",
     "Tokenizer",
+    "build_model",
     "counter_uniform",
     "decode",
     "generate_greedy",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "prefill",

@@ -1,120 +1,187 @@
-"""Checkpoint folders: config.json, model.safetensors (one file or sharded), tokenizer.json.
+"""Checkpoint folders into models and back: config.json and model.safetensors, whole or in shards.
 
-Loads safetensors only, into the architecture that config.json names; every tensor must be there,
-with its shape, and nothing else.
+Reads safetensors only, into the architecture that config.json names; every tensor must be there,
+with its shape, and nothing else. Reading goes tensor by tensor, straight to the device in the
+target type: beside the model, host memory holds one tensor at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from imprint.models.architecture import FastWeightModel
 from imprint.models.config import ModelConfig
-from imprint.models.deltanet import DeltaNet
 from imprint.models.errors import CheckpointError
+from imprint.models.names import LM_HEAD, LoadPlan, Piece, plan_load
+from imprint.models.registry import build_model, load_config
+from imprint.models.shards import INDEX_FILE, SINGLE_FILE, StoredTensor, stored_tensors
 
-ARCHITECTURES: dict[str, type[DeltaNet]] = {"delta_net": DeltaNet}
-"""Model classes by `model_type` of config.json."""
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_MAX_SHOWN_PROBLEMS = 5
 
 
 def load_model(
     path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> DeltaNet:
+) -> FastWeightModel:
     """Load a checkpoint folder in eval mode, without gradients.
 
-    Raises CheckpointError naming the file, key or tensor that is wrong.
+    Parameters get `dtype`, save those that the architecture keeps in float32 under a narrower one
+    (`FastWeightModel.parameter_dtype`). Raises CheckpointError naming the file, key or tensor that
+    is wrong.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder of a checkpoint")
-    config = ModelConfig.load(folder)
-    architecture = ARCHITECTURES.get(config.model_type)
-    if architecture is None:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise CheckpointError(
-            f"config: model_type {config.model_type!r} is not supported (supported: {known})"
-        )
-    with torch.device("meta"):
-        model = architecture(config)
-    tensors = _read_tensors(folder)
-    if config.tie_word_embeddings:
-        tensors.setdefault("lm_head.weight", tensors.get("model.embeddings.weight", torch.empty(0)))
-    _check(model, tensors, folder)
-    tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
+    model = skeleton(load_config(folder))
+    plan = plan_checkpoint(model, folder)
+    if plan.problems:
+        shown = "; ".join(plan.problems[:_MAX_SHOWN_PROBLEMS])
+        num_more = len(plan.problems) - _MAX_SHOWN_PROBLEMS
+        more = f" (and {num_more} more)" if num_more > 0 else ""
+        raise CheckpointError(f"{folder} does not fit its config.json: {shown}{more}")
+    tensors: dict[str, Tensor] = {}
+    for name, raw in _read_pieces(plan.pieces):
+        tensors[name] = raw.to(device).to(model.parameter_dtype(name, dtype))
+    _check_left_out(plan, tensors)
+    if model.config.tie_word_embeddings:
+        tensors[LM_HEAD] = tensors["model.embeddings.weight"]
     model.load_state_dict(tensors, assign=True)
-    if config.tie_word_embeddings:
+    if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embeddings.weight
     return model.eval().requires_grad_(False)
 
 
-def save_model(model: DeltaNet, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
-    """Write config.json and model.safetensors, in `dtype` if given."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.save(folder)
+def skeleton(config: ModelConfig) -> FastWeightModel:
+    """A model of `config` whose parameters have shapes but neither numbers nor memory."""
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def plan_checkpoint(model: FastWeightModel, folder: Path) -> LoadPlan:
+    """How the files of `folder` fill `model`. Raises CheckpointError for files that are broken."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return plan_load(expected, stored_tensors(folder), tied=model.config.tie_word_embeddings)
+
+
+def save_model(
+    model: FastWeightModel,
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write config.json and the weights, in `dtype` if given: one file, or shards and their index.
+
+    A shard holds at most `shard_bytes`, or one tensor that is larger.
+    """
     tensors = {
         name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
-        if not (model.config.tie_word_embeddings and name == "lm_head.weight")
+        if not (model.config.tie_word_embeddings and name == LM_HEAD)
     }
-    save_file(tensors, folder / "model.safetensors")
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save(folder)
+    save_tensors(tensors, folder, shard_bytes=shard_bytes)
 
 
-def weights_hash(model: DeltaNet) -> str:
+def save_tensors(
+    tensors: dict[str, Tensor], folder: Path, *, shard_bytes: int | None = None
+) -> None:
+    """Write tensors as `save_model` does, in their order. Replaces an index that lies there."""
+    if shard_bytes is None:
+        save_file(tensors, folder / SINGLE_FILE)
+        with suppress(FileNotFoundError):
+            (folder / INDEX_FILE).unlink()
+        return
+    shards = list(_shards(tensors, shard_bytes))
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / file_name)
+        weight_map.update(dict.fromkeys(names, file_name))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def weights_hash(model: FastWeightModel) -> str:
     """sha256 over names, shapes, dtypes and bytes of all weights, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name in _file_names(folder):
-        file = folder / name
-        if not file.is_file():
+def _read_pieces(pieces: dict[str, Piece]) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter as it lies on disk, in the order of files and bytes."""
+
+    def place(item: tuple[str, Piece]) -> tuple[str, int, int]:
+        piece = item[1]
+        return piece.source.file.name, piece.source.offset, piece.first_row
+
+    for name, piece in sorted(pieces.items(), key=place):
+        yield name, _read(piece.source, piece.first_row, piece.shape)
+
+
+def _read(source: StoredTensor, first_row: int, shape: tuple[int, ...]) -> Tensor:
+    """Rows of a stored tensor as a CPU tensor of its own memory.
+
+    Not a map of the file: a file that is replaced while the model serves must not change it.
+    """
+    tensor = torch.empty(shape, dtype=_DTYPES[source.dtype])
+    if tensor.nbytes == 0:
+        return tensor
+    view = memoryview(tensor.flatten().view(torch.uint8).numpy())
+    row_bytes = tensor.nbytes // shape[0] if shape else 0
+    with source.file.open("rb", buffering=0) as stream:
+        stream.seek(source.offset + first_row * row_bytes)
+        while view:
+            num_read = stream.readinto(view)
+            if not num_read:
+                raise CheckpointError(f"{source.file} ended while {source.name} was read")
+            view = view[num_read:]
+    return tensor
+
+
+def _check_left_out(plan: LoadPlan, loaded: dict[str, Tensor]) -> None:
+    """What has no parameter of its own must change nothing: zeros, or a tied tensor's copy."""
+    for source in plan.zeros:
+        if bool(_read(source, 0, source.shape).any()):
             raise CheckpointError(
-                f"{folder} holds no {name}; only safetensors checkpoints are read"
+                f"{source.file}: {source.name} is not zero; the architecture has no place for it"
             )
-        try:
-            tensors.update(load_file(file))
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from None
-    return tensors
+    for name, source in plan.repeats.items():
+        copy = _read(source, 0, source.shape).to(loaded[name].device).to(loaded[name].dtype)
+        if not torch.equal(copy, loaded[name]):
+            raise CheckpointError(
+                f"{source.file}: {source.name} differs from {name}, "
+                "and config.json says that the embeddings are tied"
+            )
 
 
-def _file_names(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return ["model.safetensors"]
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(
-            f"{index} is not a JSON object whose weight_map names each tensor's file"
-        ) from None
-
-
-def _check(model: DeltaNet, tensors: dict[str, Tensor], folder: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [
-        f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors
-    ]
-    problems += [f"unexpected {name}" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, config.json implies {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise CheckpointError(
-            f"{folder} does not fit its config.json: {'; '.join(problems[:5])}{more}"
-        )
+def _shards(tensors: dict[str, Tensor], shard_bytes: int) -> Iterable[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if names and size + tensor.nbytes > shard_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    if names:
+        yield names

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 
 
 @torch.no_grad()
 def prefill(
-    model: DeltaNet,
+    model: FastWeightModel,
     tokens_BT: Tensor,
     state: RecurrentState | None = None,
     *,
@@ -31,14 +31,18 @@ def prefill(
 
 
 def decode(
-    model: DeltaNet, tokens_B: Tensor, state: RecurrentState, *, delta: LoraDelta | None = None
+    model: FastWeightModel,
+    tokens_B: Tensor,
+    state: RecurrentState,
+    *,
+    delta: LoraDelta | None = None,
 ) -> tuple[Tensor, RecurrentState]:
     """Read one token a row; returns (logits [B, V], state), the incoming state left alone."""
     return prefill(model, tokens_B.unsqueeze(1), state, delta=delta)
 
 
 def generate_greedy(
-    model: DeltaNet,
+    model: FastWeightModel,
     tokens_BT: Tensor,
     state: RecurrentState | None,
     *,

@@ -18,8 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class RecurrentState:
-    """Per layer a dict of tensors: for the delta rule `S` [B, H, K, V] in float32 at least, and
-    `conv_q`, `conv_k`, `conv_v` [B, W - 1, D], the last inputs of the short convolutions."""
+    """Per layer a dict of tensors, as its mixer needs them; a document starts from zeros.
+
+    For the delta rules `S` [B, H, K, V] in float32 at least, and `conv_q`, `conv_k`, `conv_v`
+    [B, W - 1, D], the last inputs of the short convolutions.
+    """
 
     layers: tuple[dict[str, Tensor], ...]
 
@@ -71,8 +74,8 @@ class RecurrentState:
         return self._map(Tensor.clone)
 
     def leaf(self) -> Self:
-        """A detached copy whose tensors require gradients."""
-        return self._map(lambda t: t.detach().clone().requires_grad_())
+        """A detached copy whose tensors require gradients; counters, being integers, do not."""
+        return self._map(lambda t: t.detach().clone().requires_grad_(t.is_floating_point()))
 
     def grads(self) -> list[Tensor | None]:
         """The gradients of a `leaf`'s tensors, in the order of `tensors`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imprint.models import (
-    DeltaNet,
+    FastWeightModel,
     LoraDelta,
     counter_uniform,
     decode,
@@ -40,7 +40,7 @@ class Row:
 class Decoder:
     """Runs batches on one model; remembers the last stack of deltas, which rarely changes."""
 
-    def __init__(self, model: DeltaNet, slots: SlotStates) -> None:
+    def __init__(self, model: FastWeightModel, slots: SlotStates) -> None:
         self._model = model
         self._slots = slots
         self._stacked: tuple[list[LoraDelta | None], LoraDelta] | None = None

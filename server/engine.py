@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from imprint.adapters.store import AdapterStore
-from imprint.models import DeltaNet, Tokenizer
+from imprint.models import FastWeightModel, Tokenizer
 from imprint.server.adaptation_runs import AdaptationRuns
 from imprint.server.adapter_cache import AdapterCache
 from imprint.server.answer_runs import AnswerRuns
@@ -61,7 +61,7 @@ class Engine:
 
     def __init__(
         self,
-        model: DeltaNet,
+        model: FastWeightModel,
         tokenizer: Tokenizer,
         config: WorkerConfig,
         emit: Emit,

@@ -6,14 +6,14 @@ handles, so what one document left behind is never visible to the next.
 
 from collections.abc import Sequence
 
-from imprint.models import DeltaNet, RecurrentState
+from imprint.models import FastWeightModel, RecurrentState
 from imprint.server.slots import SlotHandle, SlotTable
 
 
 class SlotStates:
     """`num_slots` recurrent states and the null slot, allocated once."""
 
-    def __init__(self, model: DeltaNet, num_slots: int) -> None:
+    def __init__(self, model: FastWeightModel, num_slots: int) -> None:
         self.table = SlotTable(num_slots)
         self._states = model.init_state(num_slots + 1)
 

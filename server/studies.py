@@ -12,7 +12,7 @@ from imprint.adapters.document import DocumentReader
 from imprint.adapters.focus import Focus
 from imprint.adapters.quantum import Quantum
 from imprint.adapters.refine import Refiner
-from imprint.models import DeltaNet
+from imprint.models import FastWeightModel
 from imprint.server.messages import Adapt, Generate
 
 ACTIVATION_FLOATS = 40
@@ -63,7 +63,7 @@ def _config(fields: Mapping[str, Any], segment_tokens: int) -> RefineConfig:
 
 
 def begin_study(
-    model: DeltaNet,
+    model: FastWeightModel,
     adapt: Adapt,
     config: RefineConfig | None,
     segment_tokens: int,
@@ -82,7 +82,7 @@ def begin_study(
 
 
 def begin_focus(
-    model: DeltaNet, adapter: Adapter, generate: Generate, config: RefineConfig
+    model: FastWeightModel, adapter: Adapter, generate: Generate, config: RefineConfig
 ) -> Focus:
     """The focus run of all prompts of a request."""
     questions = [prompt.tokens for prompt in generate.prompts]
@@ -107,7 +107,7 @@ def estimate_work_tokens(num_tokens: int, config: RefineConfig | None) -> int:
 
 
 def estimate_bytes(
-    model: DeltaNet, num_tokens: int, config: RefineConfig | None, segment_tokens: int
+    model: FastWeightModel, num_tokens: int, config: RefineConfig | None, segment_tokens: int
 ) -> int:
     """Memory that an adaptation needs beside the model, at most: states, deltas, activations."""
     cfg = model.config

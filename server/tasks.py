@@ -14,7 +14,7 @@ from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.adapters.errors import AdaptationError, CorruptAdapterError
 from imprint.adapters.focus import Focus, FocusResult
 from imprint.adapters.quantum import Quantum
-from imprint.models import DeltaNet, LoraDelta, Tokenizer
+from imprint.models import FastWeightModel, LoraDelta, Tokenizer
 from imprint.server.adapter_cache import AdapterCache
 from imprint.server.messages import Adapt, FromWorker, Generate, Observation
 from imprint.server.scheduler import Scheduler
@@ -32,7 +32,7 @@ INTERNAL_ERROR = "internal_error"
 class Surroundings:
     """What the parts of an engine share."""
 
-    model: DeltaNet
+    model: FastWeightModel
     model_hash: str
     """Adapters are kept with it, and refused where it differs."""
     tokenizer: Tokenizer

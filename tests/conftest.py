@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imprint.models.config import ModelConfig
+from imprint.models.config import DeltaNetConfig
 from imprint.models.deltanet import DeltaNet
 
 
@@ -27,7 +27,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|end|>"])
-    config = ModelConfig(
+    config = DeltaNetConfig(
         vocab_size=len(vocab),
         hidden_size=32,
         num_hidden_layers=2,
@@ -62,7 +62,7 @@ def tiny_model64() -> DeltaNet:
 
 
 def _random_model(dtype: torch.dtype) -> DeltaNet:
-    config = ModelConfig(
+    config = DeltaNetConfig(
         vocab_size=257,
         hidden_size=32,
         num_hidden_layers=2,

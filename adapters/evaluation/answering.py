@@ -20,7 +20,7 @@ from imprint.adapters.errors import AdaptationError
 from imprint.adapters.focus import Focus
 from imprint.adapters.refine import Refiner
 from imprint.adapters.selection import relevance
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.generate import decode, prefill
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
@@ -44,7 +44,9 @@ class Answer:
 class GreedyAnswerer:
     """Greedy answers of one model; an answer ends with its line, with eos, or when it is full."""
 
-    def __init__(self, model: DeltaNet, tokenizer: Tokenizer, *, max_new_tokens: int) -> None:
+    def __init__(
+        self, model: FastWeightModel, tokenizer: Tokenizer, *, max_new_tokens: int
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
@@ -150,7 +152,7 @@ def answer_focus(
     return Answer(text=text, adapted=result.adapted, detail=result.to_dict())
 
 
-def _read(model: DeltaNet, document: list[int], *, segment_tokens: int) -> Adapter:
+def _read(model: FastWeightModel, document: list[int], *, segment_tokens: int) -> Adapter:
     reader = DocumentReader(model, document, segment_tokens=segment_tokens)
     for _ in reader.run():
         pass

@@ -23,7 +23,7 @@ from imprint.adapters.evaluation.haystack import Haystack
 from imprint.adapters.evaluation.ruler import TASKS, NeedleSample, build_sample
 from imprint.adapters.evaluation.scoring import exact_match, string_match_all
 from imprint.adapters.evaluation.wordings import WORDINGS
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.tokenizer import Tokenizer
 
 ARMS = ("base", "reread", "retrieval", "adapted", "focus")
@@ -117,7 +117,7 @@ class Evaluation:
 
     def __init__(
         self,
-        model: DeltaNet,
+        model: FastWeightModel,
         tokenizer: Tokenizer,
         haystack: Haystack,
         config: EvaluationConfig,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from imprint.models.config import ModelConfig
+from imprint.models.config import DeltaNetConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Stage:
 class PretrainConfig:
     """One run. Every field of the TOML file is one of these; unknown ones are refused."""
 
-    model: ModelConfig
+    model: DeltaNetConfig
     stages: tuple[Stage, ...]
     seed: int = 0
     max_corpus_chars: int = 60_000_000
@@ -75,7 +75,7 @@ class PretrainConfig:
                 )
                 for stage in raw.pop("stages")
             )
-            model = ModelConfig.from_dict(raw.pop("model"))
+            model = DeltaNetConfig.from_dict(raw.pop("model"))
         except KeyError as error:
             raise ValueError(f"{path}: missing field {error}") from None
         return cls(model=model, stages=stages, **raw)

@@ -24,7 +24,7 @@ from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.tasks import Sample, Tasks
 from imprint.adapters.training.tokenizer import train_tokenizer
 from imprint.models.checkpoint import load_model, save_model
-from imprint.models.deltanet import DeltaNet, DeltaNetLayer
+from imprint.models.deltanet import DeltaNet, DeltaNetMixer
 from imprint.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ def prime_induction(model: DeltaNet) -> None:
     Its queries and keys share their projection; the query's convolution looks at the current
     token, the key's at the one before. Without it there was no recall after two million tokens.
     """
-    for layer in model.model.layers:
-        mixer = cast(DeltaNetLayer, layer).attn
+    for layer_mixer in model.mixers:
+        mixer = cast(DeltaNetMixer, layer_mixer)
         width = model.config.head_k_dim
         mixer.q_proj.weight[:width] = mixer.k_proj.weight[:width]
         for conv, tap in ((mixer.q_conv1d, -1), (mixer.k_conv1d, -2), (mixer.v_conv1d, -1)):
@@ -111,6 +111,13 @@ def weighted_loss(model: DeltaNet, tokens_BT: Tensor, weights_BT: Tensor) -> tup
     return (losses_N * weights_N).sum() / weights_N.sum(), right_BT
 
 
+def _load(folder: Path) -> DeltaNet:
+    model = load_model(folder)
+    if not isinstance(model, DeltaNet):
+        raise ValueError(f"{folder} holds a {model.config.model_type}; only delta_net is trained")
+    return model.train().requires_grad_(True)
+
+
 class Pretraining:
     """One run in one folder, from nothing or from the weights of the checkpoint `init`."""
 
@@ -136,13 +143,13 @@ class Pretraining:
     def _restore(self) -> DeltaNet:
         progress = self.out / "progress.json"
         if progress.exists():
-            model = load_model(self.out).train().requires_grad_(True)
+            model = _load(self.out)
             saved = json.loads(progress.read_text(encoding="utf-8"))
             self.step, self.num_tokens = saved["step"], saved["num_tokens"]
             self.seconds = saved["seconds"]
             log.info("going on at step %d, %d tokens", self.step, self.num_tokens)
         elif self.init is not None:
-            model = load_model(self.init).train().requires_grad_(True)
+            model = _load(self.init)
             if model.config != self.config.model:
                 raise ValueError(f"{self.init} is of another shape than [model] of the run's file")
         else:

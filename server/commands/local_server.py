@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from imprint.models.config import ModelConfig
+from imprint.models.registry import load_config
 from imprint.server.app import create_app
 from imprint.server.client import ImprintClient
 from imprint.server.commands.common import CommandError
@@ -35,7 +35,7 @@ def local_server(settings: Settings, pool: Pool | None = None) -> Iterator[str]:
 
     Raises CheckpointError for an unusable model folder, CommandError when it cannot start.
     """
-    ModelConfig.load(settings.model)  # the worker would say this in its log only
+    load_config(settings.model)  # the worker would say this in its log only
     with socket.create_server(("127.0.0.1", 0)) as listening:
         pool = pool or Pool(settings.pool_config())
         thread = _ServerThread(create_app(settings, pool), listening)

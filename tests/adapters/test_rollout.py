@@ -21,11 +21,11 @@ from imprint.adapters.rollout import (
     rollout_uniforms,
     sample_rollouts,
 )
-from imprint.models import DeltaNet, LoraDelta, ModelConfig
+from imprint.models import DeltaNet, DeltaNetConfig, LoraDelta
 
 
 def tiny_model(dtype: torch.dtype = torch.float64) -> DeltaNet:
-    config = ModelConfig(
+    config = DeltaNetConfig(
         vocab_size=23, hidden_size=32, num_hidden_layers=2, num_heads=2, intermediate_size=48
     )
     model = DeltaNet(config)

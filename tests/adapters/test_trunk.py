@@ -16,7 +16,7 @@ from imprint.adapters.policy import StepResult
 from imprint.adapters.reading import Work, read_segments
 from imprint.adapters.step_benchmark import load_oracle
 from imprint.adapters.trunk import trunk_step
-from imprint.models import DeltaNet, LoraDelta, ModelConfig
+from imprint.models import DeltaNet, DeltaNetConfig, LoraDelta
 
 TOLERANCE = 1e-9
 BASE = {
@@ -39,7 +39,7 @@ def oracle() -> ModuleType:
 
 
 def tiny_model(seed: int = 0) -> DeltaNet:
-    config = ModelConfig(
+    config = DeltaNetConfig(
         vocab_size=23, hidden_size=32, num_hidden_layers=2, num_heads=2, intermediate_size=48
     )
     torch.manual_seed(seed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imprint.models.config import ModelConfig
+from imprint.models.config import DeltaNetConfig
 from imprint.models.deltanet import DeltaNet
 from imprint.models.generate import decode, generate_greedy, prefill
 from imprint.models.state import RecurrentState
@@ -25,7 +25,7 @@ VOCAB = 31
 
 @pytest.fixture(params=VARIANTS)
 def model(request: pytest.FixtureRequest) -> DeltaNet:
-    config = ModelConfig(
+    config = DeltaNetConfig(
         vocab_size=VOCAB,
         hidden_size=16,
         num_hidden_layers=2,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from imprint.models.checkpoint import load_model
-from imprint.models.config import ModelConfig
+from imprint.models.config import DeltaNetConfig
 from imprint.models.deltanet import DeltaNet
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -48,6 +48,6 @@ def test_reading_in_pieces_equals_the_reference(name: str) -> None:
 
 def test_parameters_of_the_default_config_are_those_of_the_public_checkpoint() -> None:
     with torch.device("meta"):
-        model = DeltaNet(ModelConfig())
+        model = DeltaNet(DeltaNetConfig())
     assert len(model.state_dict()) == 339
     assert sum(p.numel() for p in model.parameters()) == 1_365_677_056

@@ -10,7 +10,7 @@ import torch
 
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.pretrain import Pretraining, pretrain, prime_induction
-from imprint.models import DeltaNet, ModelConfig, load_model, load_tokenizer
+from imprint.models import DeltaNet, DeltaNetConfig, load_model, load_tokenizer
 
 CONFIG = """
 seed = 3
@@ -120,7 +120,7 @@ def test_the_rate_warms_up_holds_and_falls(config_file: Path) -> None:
 
 
 def test_primed_heads_look_back_one_token() -> None:
-    config = ModelConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_heads=2)
+    config = DeltaNetConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_heads=2)
     model = DeltaNet(config)
     model.reset_parameters(0)
     prime_induction(model)

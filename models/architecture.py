@@ -1,0 +1,184 @@
+"""What every fast-weight language model shares: the trunk around the token mixers, and its use.
+
+A model of one architecture is a `FastWeightModel` with mixers of its own. Whoever adapts or serves
+a model knows this interface and no architecture. Module and parameter names are those of the public
+checkpoints, so their tensors load unchanged.
+Shapes: B = batch, T = tokens, D = model width, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from imprint.models.config import ModelConfig
+from imprint.models.layers import RMSNorm, SwiGLU
+from imprint.models.lora import DeltaLinear, LoraDelta
+from imprint.models.state import RecurrentState
+
+LayerState = dict[str, Tensor]
+"""What one mixer remembers: tensors with the batch first, of shapes that no length changes."""
+
+
+class Mixer(nn.Module, ABC):
+    """Token mixer of one layer: the only place where a token meets those before it."""
+
+    @abstractmethod
+    def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """The state at a document's start: zeros, in every architecture.
+
+        Slots rely on it. Where memory starts from trained weights, zeros stand for these, and
+        `forward` puts them in; so they get their gradient, too.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: LayerState,
+        delta: LoraDelta | None,
+        lengths_B: Tensor | None,
+        stops: Sequence[int] | None,
+    ) -> tuple[Tensor, LayerState]:
+        """Mix T >= 1 normalised inputs into `state`; see `FastWeightModel.forward`."""
+
+    def reset_parameter(self, name: str, parameter: nn.Parameter, draw: torch.Generator) -> bool:
+        """Set the parameter of this name (in the mixer) if it needs a start of its own.
+
+        False where `FastWeightModel.reset_parameters` shall set it.
+        """
+        return False
+
+
+class Layer(nn.Module):
+    """Pre-norm residual block: mixer, then MLP."""
+
+    def __init__(self, config: ModelConfig, mixer: Mixer, index: int) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attn = mixer
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, f"layers.{index}.mlp")
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: LayerState,
+        delta: LoraDelta | None,
+        lengths_B: Tensor | None,
+        stops: Sequence[int] | None,
+    ) -> tuple[Tensor, LayerState]:
+        mixed_BTD, new_state = self.attn(self.attn_norm(x_BTD), state, delta, lengths_B, stops)
+        x_BTD = x_BTD + mixed_BTD
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD), delta), new_state
+
+
+class Trunk(nn.Module):
+    """Embedding, layers, final norm: the `model.` part of a checkpoint."""
+
+    def __init__(self, config: ModelConfig, mixers: Sequence[Mixer]) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, mixer, i) for i, mixer in enumerate(mixers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class FastWeightModel(nn.Module):
+    """`model(tokens, state)` gives hidden states after the final norm and the state thereafter."""
+
+    def __init__(self, config: ModelConfig, mixers: Sequence[Mixer]) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config, mixers)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embeddings.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The token mixers, first layer first."""
+        return [module for module in self.modules() if isinstance(module, Mixer)]
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        state: RecurrentState | None = None,
+        *,
+        delta: LoraDelta | None = None,
+        lengths_B: Tensor | None = None,
+        stops: Sequence[int] | None = None,
+    ) -> tuple[Tensor, RecurrentState]:
+        """Read T >= 1 tokens after `state` (None: a document's start).
+
+        Returns hidden states [B, T, D] after the final norm and the new state, differentiable in
+        the parameters, in `delta` and in `state`. With `lengths_B` the rows are right-padded to T:
+        the padding changes no state, and its hidden states mean nothing. A `state` of fewer rows,
+        P of them, is shared: each serves B / P rows in order, and short reads do not copy it.
+        `stops` (one row, no lengths), ascending token counts in 1 ... T, asks for the state after
+        each of them: these are the rows of the new state.
+        """
+        if state is None:
+            state = self.init_state(tokens_BT.shape[0])
+        x_BTD = self.model.embeddings(tokens_BT)
+        new_layers = []
+        for layer, layer_state in zip(self.model.layers, state.layers, strict=True):
+            x_BTD, new_layer = layer(x_BTD, layer_state, delta, lengths_B, stops)
+            new_layers.append(new_layer)
+        return self.model.norm(x_BTD), RecurrentState(tuple(new_layers))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] in float32 at least."""
+        logits: Tensor = self.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def init_state(self, batch: int) -> RecurrentState:
+        """The state at a document's start: zeros."""
+        return RecurrentState(
+            tuple(mixer.init_state(batch, self.device, self.dtype) for mixer in self.mixers)
+        )
+
+    def lora_targets(self) -> dict[str, tuple[int, int]]:
+        """Every projection a delta can change: name -> (input width, output width)."""
+        return {
+            module.target: (module.in_features, module.out_features)
+            for module in self.modules()
+            if isinstance(module, DeltaLinear)
+        }
+
+    def parameter_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """The type a parameter is kept in when the model is loaded in `dtype`.
+
+        Norms and decay rates stay in float32: they are few, and rounding them costs accuracy.
+        """
+        is_small = "norm" in name or name.endswith((".A_log", ".dt_bias"))
+        return torch.promote_types(dtype, torch.float32) if is_small else dtype
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Draw fresh weights: normal with `initializer_range`, convolutions uniform, norms one;
+        what a mixer sets itself, as it sees fit."""
+        draw = torch.Generator().manual_seed(seed)
+        mixers = {f"model.layers.{i}.attn.": mixer for i, mixer in enumerate(self.mixers)}
+        for name, parameter in self.named_parameters():
+            prefix, attn, local = name.partition(".attn.")
+            owner = mixers.get(prefix + attn)
+            if owner is not None and owner.reset_parameter(local, parameter, draw):
+                continue
+            if "norm" in name:
+                parameter.fill_(1.0)
+            elif "conv1d" in name:
+                bound = parameter.shape[-1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=draw)
+            else:
+                parameter.normal_(0.0, self.config.initializer_range, generator=draw)
