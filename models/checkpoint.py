@@ -146,7 +146,7 @@ def _read(source: StoredTensor, first_row: int, shape: tuple[int, ...]) -> Tenso
     tensor = torch.empty(shape, dtype=_DTYPES[source.dtype])
     if tensor.nbytes == 0:
         return tensor
-    view = memoryview(tensor.flatten().view(torch.uint8).numpy())
+    view = tensor.flatten().view(torch.uint8).numpy().data
     row_bytes = tensor.nbytes // shape[0] if shape else 0
     with source.file.open("rb", buffering=0) as stream:
         stream.seek(source.offset + first_row * row_bytes)

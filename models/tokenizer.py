@@ -11,9 +11,12 @@ import tokenizers
 from tokenizers.decoders import DecodeStream as _DecodeStream
 
 from imprint.models.errors import CheckpointError
-
-DEFAULT_QUESTION_TEMPLATE = "\nQuestion: {question}\nAnswer:"
-"""Used where a checkpoint's tokenizer_config.json names no `question_template`."""
+from imprint.models.prompts import (
+    DEFAULT_QUESTION_TEMPLATE,
+    QuestionTemplate,
+    checkpoint_template,
+    read_template,
+)
 
 
 class DecodeStream:
@@ -38,16 +41,17 @@ class Tokenizer:
         *,
         bos_id: int | None = None,
         eos_id: int | None = None,
-        question_template: str = DEFAULT_QUESTION_TEMPLATE,
+        question_template: QuestionTemplate | None = None,
     ) -> None:
-        if "{question}" not in question_template:
-            raise CheckpointError(
-                "tokenizer_config.json: question_template must contain {question}"
-            )
         self._tokenizer = tokenizer
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.question_template = question_template
+        self._template = question_template or QuestionTemplate(DEFAULT_QUESTION_TEMPLATE)
+
+    @property
+    def question_template(self) -> str:
+        """The template as it was written."""
+        return self._template.source
 
     @property
     def vocab_size(self) -> int:
@@ -74,11 +78,15 @@ class Tokenizer:
 
     def format_question(self, question: str) -> str:
         """The prompt that puts `question` to the model after a document."""
-        return self.question_template.replace("{question}", question.strip())
+        return self._template.render(question)
 
 
-def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Read tokenizer.json of a checkpoint folder; ids of bos and eos come from config.json."""
+def load_tokenizer(path: Path | str, *, question_template: Path | None = None) -> Tokenizer:
+    """Read tokenizer.json of a checkpoint folder; ids of bos and eos come from config.json.
+
+    `question_template` is a file that replaces the checkpoint's own template. Raises
+    CheckpointError naming the file that is missing or cannot be used.
+    """
     folder = Path(path)
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -90,12 +98,15 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
             f"{file} is not a tokenizer the `tokenizers` library reads: {error}"
         ) from None
     config = _read_json(folder / "config.json")
-    template = _read_json(folder / "tokenizer_config.json").get("question_template")
+    if question_template is None:
+        template = checkpoint_template(folder, _read_json(folder / "tokenizer_config.json"))
+    else:
+        template = read_template(question_template)
     return Tokenizer(
         inner,
         bos_id=config.get("bos_token_id"),
         eos_id=config.get("eos_token_id"),
-        question_template=template or DEFAULT_QUESTION_TEMPLATE,
+        question_template=template,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from imprint.models.tokenizer import DEFAULT_QUESTION_TEMPLATE
+from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
 
 END_OF_TEXT = "<|end|>"
 
