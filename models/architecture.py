@@ -150,11 +150,8 @@ class FastWeightModel(nn.Module):
 
     def lora_targets(self) -> dict[str, tuple[int, int]]:
         """Every projection a delta can change: name -> (input width, output width)."""
-        return {
-            module.target: (module.in_features, module.out_features)
-            for module in self.modules()
-            if isinstance(module, DeltaLinear)
-        }
+        projections = [module for module in self.modules() if isinstance(module, DeltaLinear)]
+        return {name: widths for p in projections for name, widths in p.targets().items()}
 
     def parameter_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """The type a parameter is kept in when the model is loaded in `dtype`.

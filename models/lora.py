@@ -155,15 +155,49 @@ class LoraDelta:
 
 
 class DeltaLinear(nn.Linear):
-    """A projection without bias that a `LoraDelta` can change; `target` is its name in there."""
+    """A projection that a `LoraDelta` can change; `target` is its name in there."""
 
-    def __init__(self, width_in: int, width_out: int, target: str) -> None:
-        super().__init__(width_in, width_out, bias=False)
+    def __init__(self, width_in: int, width_out: int, target: str, *, bias: bool = False) -> None:
+        super().__init__(width_in, width_out, bias=bias)
         self.target = target
 
+    def targets(self) -> dict[str, tuple[int, int]]:
+        """What a delta can change here: name -> (input width, output width)."""
+        return {self.target: (self.in_features, self.out_features)}
+
     def forward(self, x_BTI: Tensor, delta: LoraDelta | None = None) -> Tensor:
-        y_BTO = F.linear(x_BTI, self.weight)
+        y_BTO = F.linear(x_BTI, self.weight, self.bias)
         if delta is None:
             return y_BTO
-        side = delta.apply(self.target, x_BTI)
+        side = self._side(delta, x_BTI)
         return y_BTO if side is None else (y_BTO + side).to(y_BTO.dtype)
+
+    def _side(self, delta: LoraDelta, x_BTI: Tensor) -> Tensor | None:
+        return delta.apply(self.target, x_BTI)
+
+
+class FusedDeltaLinear(DeltaLinear):
+    """Projections of one input that checkpoints keep as one weight, each a target of its own.
+
+    So the same names are targets in every architecture, however its weights are stored.
+    """
+
+    def __init__(
+        self, width_in: int, width_out: int, parts: Sequence[str], *, bias: bool = False
+    ) -> None:
+        """`parts`: the targets' names in order; each gets an equal share of `width_out`."""
+        super().__init__(width_in, width_out, parts[0], bias=bias)
+        self.parts = tuple(parts)
+
+    def targets(self) -> dict[str, tuple[int, int]]:
+        """What a delta can change here: name -> (input width, output width)."""
+        width = self.out_features // len(self.parts)
+        return dict.fromkeys(self.parts, (self.in_features, width))
+
+    def _side(self, delta: LoraDelta, x_BTI: Tensor) -> Tensor | None:
+        sides = [delta.apply(name, x_BTI) for name in self.parts]
+        like = next((side for side in sides if side is not None), None)
+        if like is None:
+            return None
+        empty = like.new_zeros(1).expand_as(like)
+        return torch.cat([empty if side is None else side for side in sides], -1)

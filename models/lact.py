@@ -1,0 +1,336 @@
+"""LaCT: layers that look back over a window, and write what is older to a fast SwiGLU, in chunks.
+
+A chunk of tokens is first read with the fast weights as they are, then they take a step on it.
+The published code re-reads the whole prefix for every token; here a state holds what a step still
+needs, so a document can be left and entered at any token. Keys stay in the state as attention has
+turned them: a step, once a chunk, turns them back.
+Shapes: B = batch, P = state rows (P divides B), T = tokens, D = model width, C = tokens of a chunk,
+H = fast heads, K = width of a head, R = rates of a token (3 H, and H more with momentum).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imprint.models.architecture import FastWeightModel, LayerState, Mixer
+from imprint.models.attention import (
+    rotary_angles,
+    rotate,
+    shared_window_attention,
+    window_attention,
+)
+from imprint.models.kernels.lact import (
+    FastWeights,
+    read_fast_weights,
+    step_fast_weights,
+    unit_norm,
+)
+from imprint.models.lact_chunks import Memory, Round, join_rounds, plan_rounds, spread, tails
+from imprint.models.lact_config import LactConfig
+from imprint.models.layers import RMSNorm
+from imprint.models.lora import DeltaLinear, FusedDeltaLinear, LoraDelta
+
+_BASE_RATE = math.log(math.expm1(1e-3))  # softplus of it is the learning rate of a zero projection
+_NORM_EPS = 1e-5  # of the norms inside the mixer, whatever config.norm_eps says
+_SHORT = 64  # rows of a shared state may together read so many tokens, or a window, uncopied
+
+
+class LowRankFastWeight(nn.Module):
+    """left @ right + I / 2 for each head: what the fast weights start from."""
+
+    def __init__(self, heads: int, inner: int, width: int, rank: int) -> None:
+        super().__init__()
+        self.w_left = nn.Parameter(torch.empty(heads, inner, rank))
+        self.w_right = nn.Parameter(torch.empty(heads, rank, width))
+
+    def forward(self) -> Tensor:
+        """The matrices [H, E, K], in float32 at least."""
+        dtype = torch.promote_types(self.w_left.dtype, torch.float32)
+        product = self.w_left.to(dtype) @ self.w_right.to(dtype)
+        return product + 0.5 * torch.eye(*product.shape[1:], dtype=dtype, device=product.device)
+
+
+class LactMixer(Mixer):
+    """Window attention and fast weights on shared projections, added."""
+
+    def __init__(self, config: LactConfig, target: str) -> None:
+        super().__init__()
+        self.config = config
+        hidden, heads = config.hidden_size, config.num_lact_heads
+        width, inner, rank = config.fast_head_dim, config.fast_inner_dim, config.w0_w2_low_rank
+        parts = [f"{target}.{name}_proj" for name in "qkv"]
+        self.qkv = FusedDeltaLinear(hidden, 3 * hidden, parts, bias=config.qkv_bias)
+        if config.attn_qk_norm:
+            self.q_norm = RMSNorm(hidden, _NORM_EPS)
+            self.k_norm = RMSNorm(hidden, _NORM_EPS)
+        self.o_proj = DeltaLinear(hidden, hidden, f"{target}.o_proj")
+        self.w0: nn.Parameter | LowRankFastWeight
+        self.w2: nn.Parameter | LowRankFastWeight
+        if rank > 0:
+            self.w0 = LowRankFastWeight(heads, inner, width, rank)
+            self.w2 = LowRankFastWeight(heads, inner, width, rank)
+        else:
+            self.w0 = nn.Parameter(torch.empty(heads, inner, width))
+            self.w2 = nn.Parameter(torch.empty(heads, inner, width))
+        self.w1 = nn.Parameter(torch.empty(heads, width, inner))
+        self.lr_proj = DeltaLinear(hidden, 3 * heads, f"{target}.lr_proj", bias=True)
+        self.qk_scale = nn.Parameter(torch.empty(hidden, 2))
+        self.qk_offset = nn.Parameter(torch.empty(hidden, 2))
+        if config.learnable_ttt_scale:
+            self.ttt_scale_proj = DeltaLinear(hidden, heads, f"{target}.ttt_scale_proj", bias=True)
+        self.ttt_norm = RMSNorm(width, _NORM_EPS)
+        if config.use_momentum:
+            self.momentum_proj = nn.ModuleList(
+                [DeltaLinear(hidden, heads, f"{target}.momentum_proj", bias=True)]
+            )
+
+    def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """Zeros. Until its first chunk is complete a row reads the weights of the parameters."""
+        cfg = self.config
+        wide = torch.promote_types(dtype, torch.float32)
+        heads, width, inner = cfg.num_lact_heads, cfg.fast_head_dim, cfg.fast_inner_dim
+        num_rates = (4 if cfg.use_momentum else 3) * heads
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "window_k": ((cfg.kept_tokens, cfg.hidden_size), dtype),
+            "window_v": ((cfg.kept_tokens, cfg.hidden_size), dtype),
+            "rates": ((cfg.lact_chunk_size - 1, num_rates), wide),
+        }
+        for kind in ("fast", "momentum") if cfg.use_momentum else ("fast",):
+            shapes[f"{kind}_w0"] = shapes[f"{kind}_w2"] = ((heads, inner, width), wide)
+            shapes[f"{kind}_w1"] = ((heads, width, inner), wide)
+        state = {
+            name: torch.zeros(batch, *shape, device=device, dtype=kind)
+            for name, (shape, kind) in shapes.items()
+        }
+        state["position"] = torch.zeros(batch, device=device, dtype=torch.long)
+        return state
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: LayerState,
+        delta: LoraDelta | None,
+        lengths_B: Tensor | None,
+        stops: Sequence[int] | None,
+    ) -> tuple[Tensor, LayerState]:
+        cfg = self.config
+        batch, num_tokens, _ = x_BTD.shape
+        lengths = [num_tokens] * batch if lengths_B is None else lengths_B.tolist()
+        positions = spread(state["position"], batch).tolist()
+        rounds = plan_rounds(positions, lengths, cfg.lact_chunk_size)
+        if any(part.closing for part in rounds):  # these rows part ways
+            state = {name: spread(tensor, batch) for name, tensor in state.items()}
+        q_BTD, k_BTD, v_BTD = self.qkv(x_BTD, delta).chunk(3, -1)
+        if cfg.attn_qk_norm:
+            q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
+        rates_BTR = self._rates(x_BTD, delta)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            first_B1 = spread(state["position"], batch).unsqueeze(1)
+            angles = self._angles(first_B1 + torch.arange(num_tokens, device=x_BTD.device))
+            new = {"window_k": self._turn(k_BTD, angles), "window_v": v_BTD, "rates": rates_BTR}
+            joined = {
+                name: torch.cat((spread(state[name], batch), tensor.to(state[name].dtype)), 1)
+                for name, tensor in new.items()
+            }
+            seen_BTD = self._attend(self._turn(q_BTD, angles), state, joined, positions)
+            q_BHTK = self._fast(q_BTD, 0, angles)
+            o_BHTK, memories = self._remember(q_BHTK, state, joined, rounds, positions)
+            o_BTHK = self.ttt_norm(o_BHTK.transpose(1, 2))
+        if cfg.learnable_ttt_scale:
+            o_BTHK = o_BTHK * F.silu(self.ttt_scale_proj(x_BTD, delta)).unsqueeze(-1)
+        mixed_BTD = (seen_BTD + o_BTHK.flatten(-2)).to(x_BTD.dtype)
+        new_state = {
+            name: tails(tensor, num_tokens, lengths_B, stops) for name, tensor in joined.items()
+        }
+        read = num_tokens if lengths_B is None else lengths_B
+        read = read if stops is None else torch.tensor(stops, device=x_BTD.device)
+        new_state["position"] = spread(state["position"], batch) + read
+        if stops is None:
+            kept = memories[-1].to_state()
+            new_state |= {name: spread(tensor, batch) for name, tensor in kept.items()}
+        else:
+            ends = [part.ends[0] for part in rounds if part.closing]
+            at_stops = [memories[sum(end <= stop for end in ends)].to_state() for stop in stops]
+            new_state |= {name: torch.cat([m[name] for m in at_stops]) for name in at_stops[0]}
+        return self.o_proj(mixed_BTD, delta), new_state
+
+    def initial_weights(self) -> FastWeights:
+        """The fast weights of a document's start, one row, in float32 at least."""
+        dtype = torch.promote_types(self.w1.dtype, torch.float32)
+        starts = (
+            w() if isinstance(w, LowRankFastWeight) else w for w in (self.w0, self.w1, self.w2)
+        )
+        return FastWeights(*(w.to(dtype).unsqueeze(0) for w in starts))
+
+    def _rates(self, x_BTD: Tensor, delta: LoraDelta | None) -> Tensor:
+        """Learning rates of W0, W1, W2, head by head, then how much momentum stays: [B, T, R]."""
+        projected = self.lr_proj(x_BTD, delta)
+        dtype = torch.promote_types(projected.dtype, torch.float32)
+        rates = F.softplus(projected.to(dtype) + _BASE_RATE)
+        if not self.config.use_momentum:
+            return rates
+        decay = self.momentum_proj[0](x_BTD, delta).to(dtype).sigmoid()
+        return torch.cat((rates, decay), -1)
+
+    def _angles(self, positions_BT: Tensor) -> Tensor:
+        cfg = self.config
+        dtype = torch.promote_types(self.qkv.weight.dtype, torch.float32)
+        return rotary_angles(positions_BT, cfg.attn_head_dim, cfg.rope_theta, dtype)
+
+    def _turn(self, x_BTD: Tensor, angles: Tensor) -> Tensor:
+        x_BTHK = torch.unflatten(x_BTD, -1, (self.config.num_attn_heads, -1))
+        return rotate(x_BTHK, angles).flatten(-2)
+
+    def _attend(
+        self,
+        q_BTD: Tensor,
+        state: LayerState,
+        joined: dict[str, Tensor],
+        positions: Sequence[int],
+    ) -> Tensor:
+        """Window attention of turned queries: [B, T, D]."""
+        cfg = self.config
+        batch, num_tokens, _ = q_BTD.shape
+        num_rows = state["position"].shape[0]
+        surplus = cfg.kept_tokens - (cfg.window_size - 1)
+
+        def heads(x_BSD: Tensor) -> Tensor:
+            return torch.unflatten(x_BSD, -1, (cfg.num_attn_heads, -1)).transpose(1, 2)
+
+        k_BHSK, v_BHSK = (heads(joined[name]) for name in ("window_k", "window_v"))
+        q_BHTK = heads(q_BTD).to(k_BHSK.dtype)
+        if num_rows < batch and batch // num_rows * num_tokens <= max(cfg.window_size, _SHORT):
+            before_k, before_v = (
+                heads(state[name][:, surplus:]) for name in ("window_k", "window_v")
+            )
+            o_BHTK = shared_window_attention(
+                q_BHTK,
+                (before_k, before_v),
+                k_BHSK[:, :, cfg.kept_tokens :],
+                v_BHSK[:, :, cfg.kept_tokens :],
+                positions[:: batch // num_rows],
+            )
+        else:
+            k_BHSK, v_BHSK = k_BHSK[:, :, surplus:], v_BHSK[:, :, surplus:]
+            o_BHTK = window_attention(q_BHTK, k_BHSK, v_BHSK, cfg.window_size, positions)
+        return o_BHTK.transpose(1, 2).flatten(-2)
+
+    def _fast(self, x_BTD: Tensor, column: int, angles: Tensor) -> Tensor:
+        """Queries (column 0) or keys (1) of the fast weights: [B, H, T, K], float32 at least."""
+        cfg = self.config
+        x_BTD = x_BTD.to(angles.dtype) * self.qk_scale[:, column] + self.qk_offset[:, column]
+        if cfg.qkv_silu:
+            x_BTD = F.silu(x_BTD)
+        x_BTD = unit_norm(torch.unflatten(x_BTD, -1, (cfg.num_lact_heads, -1))).flatten(-2)
+        if not cfg.ttt_nope:
+            x_BTD = self._turn(x_BTD, angles)
+        return torch.unflatten(x_BTD, -1, (cfg.num_lact_heads, -1)).transpose(1, 2)
+
+    def _remember(
+        self,
+        q_BHTK: Tensor,
+        state: LayerState,
+        joined: dict[str, Tensor],
+        rounds: Sequence[Round],
+        positions: Sequence[int],
+    ) -> tuple[Tensor, list[Memory]]:
+        """What the fast weights say, [B, H, T, K]; the memory before, and after every step."""
+        initial = self.initial_weights()
+        num_rows = state["position"].shape[0]
+        before = positions[:: len(positions) // num_rows]
+        stepped = [position >= self.config.lact_chunk_size for position in before]
+        memory = Memory.from_state(state, stepped)
+        memories, outs = [memory], []
+        for part in rounds:
+            asked = q_BHTK[:, :, part.first : part.last]
+            outs.append(read_fast_weights(memory.effective(initial), asked))
+            if part.closing:
+                memory = self._step(memory, initial, joined, part, positions)
+                memories.append(memory)
+        return join_rounds(outs, rounds, q_BHTK.shape[2]), memories
+
+    def _step(
+        self,
+        memory: Memory,
+        initial: FastWeights,
+        joined: dict[str, Tensor],
+        part: Round,
+        positions: Sequence[int],
+    ) -> Memory:
+        """The memory after the rows of `part.closing` have taken a step on their chunk."""
+        cfg = self.config
+        size, rows = cfg.lact_chunk_size, list(part.closing)
+        ends = [part.ends[row] for row in rows]
+
+        def chunk(name: str, kept: int) -> Tensor:
+            starts = torch.tensor([kept + end - size for end in ends])
+            index = (starts.unsqueeze(1) + torch.arange(size)).to(joined[name].device)
+            if len(rows) == len(positions) and len(set(ends)) == 1:
+                return joined[name][:, int(starts[0]) : int(starts[0]) + size]
+            return joined[name][torch.tensor(rows, device=index.device).unsqueeze(1), index]
+
+        k_BCD, v_BCD = (chunk(name, cfg.kept_tokens) for name in ("window_k", "window_v"))
+        rates_BCR = chunk("rates", size - 1)
+        first = torch.tensor([positions[r] + e - size for r, e in zip(rows, ends, strict=True)])
+        places_BC = first.unsqueeze(1) + torch.arange(size)
+        angles = self._angles(places_BC.to(k_BCD.device))
+        k_BHCK = self._fast(self._turn(k_BCD, -angles), 1, angles)
+        v_BCD = v_BCD.to(k_BHCK.dtype)
+        if cfg.qkv_silu and not cfg.no_v_silu:
+            v_BCD = F.silu(v_BCD)
+        heads = cfg.num_lact_heads
+        rates_BHC3 = torch.unflatten(rates_BCR[..., : 3 * heads], -1, (heads, 3)).transpose(1, 2)
+        decay_BHC = rates_BCR[..., 3 * heads :].transpose(1, 2) if cfg.use_momentum else None
+        muon_dtype = torch.bfloat16 if cfg.muon_bfloat16 else k_BHCK.dtype
+        moving = memory.select(rows)
+        weights, momentum = step_fast_weights(
+            moving.effective(initial),
+            moving.momentum,
+            k_BHCK,
+            torch.unflatten(v_BCD, -1, (heads, -1)).transpose(1, 2),
+            rates_BHC3,
+            decay_BHC,
+            initial.row_norms(),
+            muon_dtype=muon_dtype if cfg.use_muon else None,
+        )
+        return memory.replace(rows, weights, momentum)
+
+    def reset_parameter(self, name: str, parameter: nn.Parameter, draw: torch.Generator) -> bool:
+        """As the published code starts: fast weights by their widths, scales one, biases zero."""
+        cfg = self.config
+        scale = {
+            "w0": cfg.fast_head_dim**-0.5,
+            "w1": cfg.fast_inner_dim**-0.5,
+            "w2": cfg.fast_head_dim**-0.5,
+            "w_left": cfg.fw_init_gain * max(cfg.w0_w2_low_rank, 1) ** -0.5,
+            "w_right": cfg.fw_init_gain * cfg.fast_head_dim**-0.5,
+        }.get(name.rpartition(".")[2])
+        if scale is not None:
+            parameter.normal_(0.0, scale, generator=draw)
+        elif name == "qk_scale":
+            parameter.fill_(1.0)
+        elif name == "qk_offset" or name.endswith(".bias"):
+            parameter.zero_()
+        else:
+            return False
+        return True
+
+
+class LaCT(FastWeightModel):
+    """Window attention and fast weights in every layer."""
+
+    def __init__(self, config: LactConfig) -> None:
+        layers = range(config.num_hidden_layers)
+        super().__init__(config, [LactMixer(config, f"layers.{i}.attn") for i in layers])
+
+    def parameter_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """As for all, and what the fast weights start from stays in float32 like themselves."""
+        is_start = ".attn.w" in name
+        return super().parameter_dtype(
+            name, torch.promote_types(dtype, torch.float32) if is_start else dtype
+        )

@@ -1,0 +1,167 @@
+"""Rows at different places of their chunks: which tokens are read with which fast weights.
+
+Plans with plain numbers; holds the fast weights of a batch while its rows step at different times.
+Shapes: B = batch, T = tokens, H = heads, K = width of a head, L = tokens kept, D = width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imprint.models.architecture import LayerState
+from imprint.models.kernels.lact import FastWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One piece of every row, none of which crosses the end of a chunk."""
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    """Tokens starts[i] ... ends[i] - 1 of this read are row i's; none where both are equal."""
+    closing: tuple[int, ...]
+    """Rows whose chunk is complete after their piece."""
+    first: int
+    last: int
+    """Tokens first ... last - 1 hold all the pieces."""
+
+
+def plan_rounds(positions: Sequence[int], lengths: Sequence[int], size: int) -> list[Round]:
+    """Cut a read of `lengths[i]` tokens after `positions[i]` ones at multiples of `size`.
+
+    There is one round at least.
+    """
+    rounds: list[Round] = []
+    starts = tuple(0 for _ in positions)
+    while True:
+        ends = tuple(
+            min(start + size - (position + start) % size, length)
+            for position, start, length in zip(positions, starts, lengths, strict=True)
+        )
+        busy = [row for row, (s, e) in enumerate(zip(starts, ends, strict=True)) if s < e]
+        closing = tuple(row for row in busy if (positions[row] + ends[row]) % size == 0)
+        first = min((starts[row] for row in busy), default=0)
+        last = max((ends[row] for row in busy), default=0)
+        rounds.append(Round(starts, ends, closing, first, last))
+        if ends == tuple(lengths):
+            return rounds
+        starts = ends
+
+
+def join_rounds(outs: Sequence[Tensor], rounds: Sequence[Round], num_tokens: int) -> Tensor:
+    """[B, H, T, K] from the rounds' [B, H, last - first, K]; zeros where no row has a token."""
+    edges = [0, *(part.last for part in rounds)]
+    aligned = all(
+        part.first == edge
+        and all(s == edge for s, e in zip(part.starts, part.ends, strict=True) if s < e)
+        for edge, part in zip(edges, rounds, strict=False)
+    )
+    if aligned:
+        joined = outs[0] if len(outs) == 1 else torch.cat(list(outs), 2)
+        return F.pad(joined, (0, 0, 0, num_tokens - edges[-1]))
+    total = outs[0].new_zeros(*outs[0].shape[:2], num_tokens, outs[0].shape[3])
+    for out, part in zip(outs, rounds, strict=True):
+        token = torch.arange(part.first, part.last, device=out.device)
+        start, end = (torch.tensor(x, device=out.device) for x in (part.starts, part.ends))
+        mine_BT = (token >= start[:, None]) & (token < end[:, None])
+        out = out * mine_BT[:, None, :, None]
+        total = total + F.pad(out, (0, 0, part.first, num_tokens - part.last))
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The fast weights of a batch and, if there is one, their momentum."""
+
+    weights: FastWeights
+    """What a state holds: means nothing for rows that have not stepped."""
+    momentum: FastWeights | None
+    stepped: tuple[bool, ...]
+    """Rows that have left the initial weights."""
+
+    @classmethod
+    def from_state(cls, state: LayerState, stepped: Sequence[bool]) -> Self:
+        """The memory in a mixer's state."""
+
+        def named(kind: str) -> FastWeights:
+            return FastWeights(*(state[f"{kind}_{name}"] for name in FastWeights._fields))
+
+        momentum = named("momentum") if "momentum_w0" in state else None
+        return cls(named("fast"), momentum, tuple(stepped))
+
+    def to_state(self) -> LayerState:
+        """The inverse of `from_state`."""
+        kinds = {"fast": self.weights, "momentum": self.momentum}
+        return {
+            f"{kind}_{name}": tensor
+            for kind, weights in kinds.items()
+            if weights is not None
+            for name, tensor in weights._asdict().items()
+        }
+
+    def effective(self, initial: FastWeights) -> FastWeights:
+        """The weights to compute with; one row for all where none has stepped."""
+        if all(self.stepped):
+            return self.weights
+        if not any(self.stepped):
+            return initial
+        stepped = torch.tensor(self.stepped, device=initial.w0.device)[:, None, None, None]
+        pairs = zip(self.weights, initial, strict=True)
+        return FastWeights(*(torch.where(stepped, own, start) for own, start in pairs))
+
+    def select(self, rows: Sequence[int]) -> Memory:
+        """The given rows, ascending."""
+        if len(rows) == len(self.stepped):
+            return self
+        index = torch.tensor(rows, device=self.weights.w0.device)
+
+        def pick(weights: FastWeights) -> FastWeights:
+            return FastWeights(*(w.index_select(0, index) for w in weights))
+
+        momentum = None if self.momentum is None else pick(self.momentum)
+        return Memory(pick(self.weights), momentum, tuple(self.stepped[row] for row in rows))
+
+    def replace(
+        self, rows: Sequence[int], weights: FastWeights, momentum: FastWeights | None
+    ) -> Memory:
+        """The memory after the given rows, ascending, have stepped to what is given."""
+        stepped = tuple(old or row in rows for row, old in enumerate(self.stepped))
+        if len(rows) == len(self.stepped):
+            return Memory(weights, momentum, stepped)
+        index = torch.tensor(rows, device=self.weights.w0.device)
+
+        def put(old: FastWeights, new: FastWeights) -> FastWeights:
+            pairs = zip(old, new, strict=True)
+            return FastWeights(*(o.index_copy(0, index, n.to(o.dtype)) for o, n in pairs))
+
+        if self.momentum is not None and momentum is not None:
+            momentum = put(self.momentum, momentum)
+        return Memory(put(self.weights, weights), momentum, stepped)
+
+
+def spread(tensor: Tensor, batch: int) -> Tensor:
+    """Rows repeated in order until there are `batch` of them; as it is where there are."""
+    times = batch // tensor.shape[0]
+    return tensor if times == 1 else tensor.repeat_interleave(times, 0)
+
+
+def tails(
+    joined_BSD: Tensor, num_tokens: int, lengths_B: Tensor | None, stops: Sequence[int] | None
+) -> Tensor:
+    """The L rows before each row's end, of L earlier tokens and T new ones: [B, L, D].
+
+    With `stops` (one row only) those before each stop, a row each.
+    """
+    keep = joined_BSD.shape[1] - num_tokens
+    if stops is not None:
+        return torch.cat([joined_BSD[:, stop : stop + keep] for stop in stops])
+    if lengths_B is None:
+        return joined_BSD[:, num_tokens:]
+    index = lengths_B.view(-1, 1) + torch.arange(keep, device=joined_BSD.device)
+    return joined_BSD.gather(1, index.unsqueeze(-1).expand(-1, -1, joined_BSD.shape[-1]))
