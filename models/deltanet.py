@@ -86,7 +86,7 @@ class DeltaNetMixer(Mixer):
             )
             o_BTHV = self.o_norm(o_BTHV)
         if cfg.use_gate:
-            gate_BTD = F.silu(self.g_proj(x_BTD, delta))
+            gate_BTD = F.silu(self.g_proj(x_BTD, delta).to(o_BTHV.dtype))
             o_BTHV = o_BTHV * torch.unflatten(gate_BTD, -1, (cfg.num_value_heads, -1))
         return self.o_proj(o_BTHV.flatten(-2).to(x_BTD.dtype), delta), new_state
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from imprint.models.config import DeltaNetConfig, ModelConfig
+from imprint.models.config import DeltaNetConfig, GatedDeltaNetConfig, ModelConfig
 from imprint.models.errors import CheckpointError
+from imprint.models.lact_config import LactConfig
 
 if TYPE_CHECKING:
     from imprint.models.architecture import FastWeightModel
@@ -31,6 +32,8 @@ class Architecture:
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "delta_net": Architecture(DeltaNetConfig, "deltanet", "DeltaNet"),
+    "gated_deltanet": Architecture(GatedDeltaNetConfig, "gated_deltanet", "GatedDeltaNet"),
+    "lact_swiglu": Architecture(LactConfig, "lact", "LaCT"),
 }
 """Architectures by `model_type`."""
 

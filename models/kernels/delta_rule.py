@@ -67,7 +67,14 @@ def _invert_unit_lower(lower_MCC: Tensor) -> Tensor:
     return inverse_MCC
 
 
-def _chunk_size(num_tokens: int, head_dim: int) -> int:
+def unit_lower_inverse(lower_MNCC: Tensor) -> Tensor:
+    """(I + L)^-1 for strictly lower triangular L, differentiable; C is a multiple of 16."""
+    inverse: Tensor = _UnitLowerInverse.apply(lower_MNCC.flatten(0, 1))  # type: ignore[no-untyped-call]
+    return inverse.view_as(lower_MNCC)
+
+
+def chunk_size_for(num_tokens: int, head_dim: int) -> int:
+    """Tokens of a chunk that are fastest on a CPU."""
     # measured on two cores: 32 is fastest up to 64-wide heads, 64 above
     largest = 32 if head_dim <= 64 else 64
     size = _BASE
@@ -95,7 +102,7 @@ def chunk_delta_rule(
     is a state for each of them, [P, H, K, V], instead of the final one.
     """
     batch, heads, num_tokens, key_dim = q_BHTK.shape
-    size = chunk_size or _chunk_size(num_tokens, key_dim)
+    size = chunk_size or chunk_size_for(num_tokens, key_dim)
     dtype = torch.promote_types(state_BHKV.dtype, torch.float32)
     pad = -num_tokens % size
 
@@ -108,7 +115,7 @@ def chunk_delta_rule(
     beta = chunks(beta_BHT.unsqueeze(-1))
     k_beta = k * beta
     lower = (k_beta @ k.mT).tril(-1)
-    inverse: Tensor = _UnitLowerInverse.apply(lower.flatten(0, 1)).view_as(lower)  # type: ignore[no-untyped-call]
+    inverse = unit_lower_inverse(lower)
     u, w = inverse @ (v * beta), inverse @ k_beta
     attention = (q @ k.mT).tril()
     shared = batch // state_BHKV.shape[0]
@@ -150,7 +157,7 @@ def _one_chunk_of_shared_states(
     states, heads = state_PHKV.shape[:2]
     size = q.shape[2]
     asked = torch.cat((w, q), 2).view(states, -1, heads, 2 * size, w.shape[-1])
-    read = _read_shared(asked, state_PHKV).flatten(0, 2)
+    read = read_shared(asked, state_PHKV).flatten(0, 2)
     value = u[:, 0] - read[:, :size]
     o = torch.baddbmm(read[:, size:], attention[:, 0], value)
     written = torch.bmm(k[:, 0].mT, value).view(states, -1, *state_PHKV.shape[1:])
@@ -158,7 +165,7 @@ def _one_chunk_of_shared_states(
     return o.view(-1, heads, size, o.shape[-1])[:, :, :num_tokens], new_state
 
 
-def _read_shared(asked_PGHCK: Tensor, state_PHKV: Tensor) -> Tensor:
+def read_shared(asked_PGHCK: Tensor, state_PHKV: Tensor) -> Tensor:
     """asked @ state for G rows per state without copying the states: [P, G, H, C, V]."""
     states, rows, heads, size, _ = asked_PGHCK.shape
     folded = asked_PGHCK.transpose(1, 2).reshape(states * heads, rows * size, -1)

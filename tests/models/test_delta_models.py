@@ -1,40 +1,55 @@
-"""The whole model: pieces equal the whole, ragged batches single rows, and steps reading."""
+"""The delta-rule models: pieces equal the whole, ragged batches single rows, steps reading."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from imprint.models.config import DeltaNetConfig
+from imprint.models.config import DeltaNetConfig, GatedDeltaNetConfig
 from imprint.models.deltanet import DeltaNet
+from imprint.models.gated_deltanet import GatedDeltaNet
 from imprint.models.generate import decode, generate_greedy, prefill
+from imprint.models.registry import build_model
 from imprint.models.state import RecurrentState
 
-VARIANTS = {
-    "plain": {},
-    "gate_negeig": {"use_gate": True, "allow_neg_eigval": True},
-    "no_conv": {"use_short_conv": False},
-    "no_beta_conv2": {"use_beta": False, "conv_size": 2},
-    "wide_values_tied": {"expand_v": 2.0, "expand_k": 0.5, "tie_word_embeddings": True},
-}
 VOCAB = 31
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_heads": 2,
+    "intermediate_size": 24,
+    "initializer_range": 0.3,
+}
+GATED = {**SIZES, "head_dim": 8}
+VARIANTS: dict[str, DeltaNetConfig | GatedDeltaNetConfig] = {
+    "plain": DeltaNetConfig(**SIZES),
+    "gate_negeig": DeltaNetConfig(**SIZES, use_gate=True, allow_neg_eigval=True),
+    "no_conv": DeltaNetConfig(**SIZES, use_short_conv=False),
+    "no_beta_conv2": DeltaNetConfig(**SIZES, use_beta=False, conv_size=2),
+    "wide_values_tied": DeltaNetConfig(
+        **SIZES, expand_v=2.0, expand_k=0.5, tie_word_embeddings=True
+    ),
+    "gated": GatedDeltaNetConfig(**GATED),
+    "gated_no_gate_negeig": GatedDeltaNetConfig(
+        **GATED, use_gate=False, allow_neg_eigval=True, expand_v=1.0
+    ),
+    "gated_no_conv_tied": GatedDeltaNetConfig(
+        **GATED, use_short_conv=False, tie_word_embeddings=True
+    ),
+    "gated_grouped_conv2": GatedDeltaNetConfig(**GATED, num_v_heads=6, expand_v=0.5, conv_size=2),
+}
+Model = DeltaNet | GatedDeltaNet
 
 
 @pytest.fixture(params=VARIANTS)
-def model(request: pytest.FixtureRequest) -> DeltaNet:
-    config = DeltaNetConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_heads=2,
-        intermediate_size=24,
-        initializer_range=0.3,
-        **VARIANTS[request.param],
-    )
-    model = DeltaNet(config).double().eval()
+def model(request: pytest.FixtureRequest) -> Model:
+    model = build_model(VARIANTS[request.param]).double().eval()
+    assert isinstance(model, DeltaNet | GatedDeltaNet)
     model.reset_parameters(7)
     return model
 
@@ -43,7 +58,7 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def random_state(model: DeltaNet, batch: int) -> RecurrentState:
+def random_state(model: Model, batch: int) -> RecurrentState:
     generator = torch.Generator().manual_seed(3)
     state = model.init_state(batch)
     for tensor in state.tensors():
@@ -51,7 +66,7 @@ def random_state(model: DeltaNet, batch: int) -> RecurrentState:
     return state
 
 
-def loss_of(model: DeltaNet, hidden: Tensor, state: RecurrentState) -> Tensor:
+def loss_of(model: Model, hidden: Tensor, state: RecurrentState) -> Tensor:
     weight = torch.linspace(0.5, 1.5, hidden.shape[1], dtype=hidden.dtype).unsqueeze(-1)
     return (model.logits(hidden) * weight).log_softmax(-1)[..., 3].sum() + sum(
         (t * t.detach().cos()).sum() for t in state.tensors()
@@ -64,7 +79,7 @@ def assert_same_state(got: RecurrentState, right: RecurrentState, tolerance: flo
 
 
 @pytest.mark.parametrize("cuts", [(1,), (2,), (40,), (69,), (1, 2, 3), (7, 40, 41, 66)])
-def test_reading_in_pieces_equals_reading_at_once(model: DeltaNet, cuts: tuple[int, ...]) -> None:
+def test_reading_in_pieces_equals_reading_at_once(model: Model, cuts: tuple[int, ...]) -> None:
     document = tokens(2, 70)
     results = []
     for edges in ((0, 70), (0, *cuts, 70)):
@@ -89,7 +104,7 @@ def test_reading_in_pieces_equals_reading_at_once(model: DeltaNet, cuts: tuple[i
 
 
 @pytest.mark.parametrize("lengths", [(5, 1, 9), (70, 3, 2), (1, 1, 1)])
-def test_ragged_batch_equals_single_rows(model: DeltaNet, lengths: tuple[int, ...]) -> None:
+def test_ragged_batch_equals_single_rows(model: Model, lengths: tuple[int, ...]) -> None:
     longest, num = max(lengths), len(lengths)
     document, start = tokens(num, longest), random_state(model, num)
     leaf = start.leaf()
@@ -111,7 +126,7 @@ def test_ragged_batch_equals_single_rows(model: DeltaNet, lengths: tuple[int, ..
         torch.testing.assert_close(grad, right_grad, rtol=1e-9, atol=1e-10)
 
 
-def test_padding_changes_nothing(model: DeltaNet) -> None:
+def test_padding_changes_nothing(model: Model) -> None:
     document, lengths = tokens(2, 20), torch.tensor([20, 6])
     other = document.clone()
     other[1, 6:] = (other[1, 6:] + 11) % VOCAB
@@ -122,14 +137,14 @@ def test_padding_changes_nothing(model: DeltaNet) -> None:
     torch.testing.assert_close(hidden_other[1, :6], hidden[1, :6], rtol=0, atol=0)
 
 
-def test_row_of_length_zero_keeps_its_state(model: DeltaNet) -> None:
+def test_row_of_length_zero_keeps_its_state(model: Model) -> None:
     start = random_state(model, 2)
     with torch.no_grad():
         _, state = model(tokens(2, 5), start, lengths_B=torch.tensor([5, 0]))
     assert_same_state(state.slice(1, 2), start.slice(1, 2), 0.0)
 
 
-def test_decoding_equals_reading(model: DeltaNet) -> None:
+def test_decoding_equals_reading(model: Model) -> None:
     document = tokens(3, 40)
     with torch.no_grad():
         hidden, right = model(document)
@@ -144,21 +159,21 @@ def test_decoding_equals_reading(model: DeltaNet) -> None:
     assert_same_state(state, right)
 
 
-def test_decoding_leaves_the_incoming_state_alone(model: DeltaNet) -> None:
+def test_decoding_leaves_the_incoming_state_alone(model: Model) -> None:
     _, state = prefill(model, tokens(2, 9))
     before = state.clone()
     decode(model, tokens(2, 1)[:, 0], state)
     assert_same_state(state, before, 0.0)
 
 
-def test_prefill_of_ragged_rows_gives_each_rows_last_logits(model: DeltaNet) -> None:
+def test_prefill_of_ragged_rows_gives_each_rows_last_logits(model: Model) -> None:
     document, lengths = tokens(2, 12), torch.tensor([12, 5])
     logits, _ = prefill(model, document, lengths_B=lengths)
     single, _ = prefill(model, document[1:, :5])
     torch.testing.assert_close(logits[1:], single, rtol=1e-10, atol=1e-10)
 
 
-def test_greedy_generation_follows_the_argmax(model: DeltaNet) -> None:
+def test_greedy_generation_follows_the_argmax(model: Model) -> None:
     prompt = tokens(2, 6)
     new = generate_greedy(model, prompt, None, num_tokens=4)
     assert new.shape == (2, 4)
@@ -167,7 +182,7 @@ def test_greedy_generation_follows_the_argmax(model: DeltaNet) -> None:
         assert torch.equal(model.logits(hidden)[:, 5:9].argmax(-1), new)
 
 
-def test_rows_do_not_see_each_other(model: DeltaNet) -> None:
+def test_rows_do_not_see_each_other(model: Model) -> None:
     document = tokens(3, 33)
     with torch.no_grad():
         together, _ = model(document)
@@ -175,11 +190,11 @@ def test_rows_do_not_see_each_other(model: DeltaNet) -> None:
     torch.testing.assert_close(together[1:2], alone, rtol=1e-10, atol=1e-10)
 
 
-def test_init_state_is_zero_and_has_the_layout_of_the_config(model: DeltaNet) -> None:
+def test_init_state_is_zero_and_has_the_layout_of_the_config(model: Model) -> None:
     config, state = model.config, model.init_state(3)
     assert len(state.layers) == config.num_hidden_layers
     for layer in state.layers:
-        assert layer["S"].shape == (3, config.num_heads, config.head_k_dim, config.head_v_dim)
+        assert layer["S"].shape == (3, config.num_value_heads, config.head_k_dim, config.head_v_dim)
         names = {"S", "conv_q", "conv_k", "conv_v"} if config.use_short_conv else {"S"}
         assert set(layer) == names
         if config.use_short_conv:
@@ -199,7 +214,7 @@ def test_state_stays_float32_under_bfloat16(tiny_model: DeltaNet) -> None:
     assert float((hidden.float() - right).norm() / right.norm()) < 0.1
 
 
-def test_lora_targets_are_the_projections(model: DeltaNet) -> None:
+def test_lora_targets_are_the_projections(model: Model) -> None:
     targets, config = model.lora_targets(), model.config
     assert targets["layers.1.attn.v_proj"] == (config.hidden_size, config.value_dim)
     assert targets["layers.0.mlp.down_proj"] == (config.mlp_dim, config.hidden_size)
