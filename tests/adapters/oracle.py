@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imprint.models import DeltaNet, LoraDelta
+from imprint.models import FastWeightModel, LoraDelta
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Settings:
     rollout_length: int
 
 
-def full_logits(model: DeltaNet, tokens: list[int], delta: LoraDelta | None) -> Tensor:
+def full_logits(model: FastWeightModel, tokens: list[int], delta: LoraDelta | None) -> Tensor:
     """Logits [T, V] of a sequence read from zero."""
     hidden, _ = model(torch.tensor([tokens]), delta=delta)
     return model.logits(hidden[0])
 
 
 def branch_token_logprobs(
-    model: DeltaNet,
+    model: FastWeightModel,
     document: list[int],
     branch: Branch,
     continuation: list[int],
@@ -66,7 +66,7 @@ def branch_token_logprobs(
 
 
 def policy_term(
-    model: DeltaNet,
+    model: FastWeightModel,
     document: list[int],
     branch: Branch,
     settings: Settings,
@@ -78,14 +78,14 @@ def policy_term(
     return -(branch.advantage * ratio).mean()
 
 
-def next_token_loss(model: DeltaNet, document: list[int], delta: LoraDelta | None) -> Tensor:
+def next_token_loss(model: FastWeightModel, document: list[int], delta: LoraDelta | None) -> Tensor:
     """Mean cross-entropy over the document."""
     logprobs = full_logits(model, document[:-1], delta).log_softmax(-1)
     return -logprobs[torch.arange(len(document) - 1), torch.tensor(document[1:])].mean()
 
 
 def accumulate_gradients(
-    model: DeltaNet,
+    model: FastWeightModel,
     document: list[int],
     branches: list[Branch],
     settings: Settings,
@@ -110,7 +110,7 @@ def accumulate_gradients(
 
 @torch.no_grad()
 def sample(
-    model: DeltaNet,
+    model: FastWeightModel,
     prefix: list[int],
     length: int,
     delta: LoraDelta | None,
@@ -127,7 +127,7 @@ def sample(
 
 
 def literal_step(
-    model: DeltaNet,
+    model: FastWeightModel,
     document: list[int],
     positions: list[int],
     group_size: int,

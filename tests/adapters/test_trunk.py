@@ -16,7 +16,14 @@ from imprint.adapters.policy import StepResult
 from imprint.adapters.reading import Work, read_segments
 from imprint.adapters.step_benchmark import load_oracle
 from imprint.adapters.trunk import trunk_step
-from imprint.models import DeltaNet, DeltaNetConfig, LoraDelta
+from imprint.models import (
+    DeltaNetConfig,
+    FastWeightModel,
+    GatedDeltaNetConfig,
+    LoraDelta,
+    ModelConfig,
+    build_model,
+)
 
 TOLERANCE = 1e-9
 BASE = {
@@ -31,6 +38,16 @@ BASE = {
     "branches": "continue",
     "reward": "expected_exact",
 }
+SIZES: dict[str, Any] = {
+    "vocab_size": 23,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+}
+CONFIGS: dict[str, ModelConfig] = {
+    "delta_net": DeltaNetConfig(**SIZES, num_heads=2),
+    "gated_deltanet": GatedDeltaNetConfig(**SIZES, num_heads=1, num_v_heads=2, head_dim=16),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +55,18 @@ def oracle() -> ModuleType:
     return load_oracle()
 
 
-def tiny_model(seed: int = 0) -> DeltaNet:
-    config = DeltaNetConfig(
-        vocab_size=23, hidden_size=32, num_hidden_layers=2, num_heads=2, intermediate_size=48
-    )
-    torch.manual_seed(seed)
-    model = DeltaNet(config)
-    model.reset_parameters(seed)
+@pytest.fixture(params=CONFIGS)
+def model(request: pytest.FixtureRequest) -> FastWeightModel:
+    model = build_model(CONFIGS[request.param])
+    model.reset_parameters(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" not in name and "conv" not in name:
+            if parameter.ndim > 1 and "conv" not in name:
                 parameter.mul_(8)  # confident enough that rollouts and rewards differ
     return model.double().requires_grad_(False)
 
 
-def random_delta(model: DeltaNet, num: int = 1, seed: int = 1) -> LoraDelta:
+def random_delta(model: FastWeightModel, num: int = 1, seed: int = 1) -> LoraDelta:
     """A delta whose B is not zero, so that A has a gradient too."""
     delta = LoraDelta.init(model.lora_targets(), 3, seed=seed, num=num, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
@@ -111,11 +125,15 @@ def assert_same(got: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def check_trunk(
-    oracle: ModuleType, length: int, full: bool = False, **overrides: Any
+    oracle: ModuleType,
+    model: FastWeightModel,
+    length: int,
+    full: bool = False,
+    **overrides: Any,
 ) -> StepResult:
     positions = overrides.pop("places", None)
     config = RefineConfig.from_dict({**BASE, "scope": "lora", **overrides})
-    model, tokens_T = tiny_model(), document(length)
+    tokens_T = document(length)
     delta = None if full else random_delta(model)
     parameters = list(model.parameters()) if delta is None else delta.parameters()
     for parameter in parameters:
@@ -147,33 +165,38 @@ def check_trunk(
     ids=["selected", "edges", "shared_segment", "ends", "short"],
 )
 def test_continue(
-    oracle: ModuleType, group_size: int, full: bool, length: int, places: list[int] | None
+    oracle: ModuleType,
+    model: FastWeightModel,
+    group_size: int,
+    full: bool,
+    length: int,
+    places: list[int] | None,
 ) -> None:
-    check_trunk(oracle, length, full, places=places, group_size=group_size, advantage="grpo")
+    check_trunk(oracle, model, length, full, places=places, group_size=group_size, advantage="grpo")
 
 
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("branches", ["recall", "mixed"])
-def test_recall(oracle: ModuleType, group_size: int, branches: str) -> None:
+def test_recall(oracle: ModuleType, model: FastWeightModel, group_size: int, branches: str) -> None:
     # the first cues are shorter than the others
     result = check_trunk(
-        oracle, 50, places=[2, 18, 30, 45], group_size=group_size, branches=branches
+        oracle, model, 50, places=[2, 18, 30, 45], group_size=group_size, branches=branches
     )
     assert bool(result.recall_N.any())
 
 
-def test_policy_loss_alone(oracle: ModuleType) -> None:
-    check_trunk(oracle, 60, full=False, places=[5, 20], lambda_ntp=0.0, positions=2)
+def test_policy_loss_alone(oracle: ModuleType, model: FastWeightModel) -> None:
+    check_trunk(oracle, model, 60, full=False, places=[5, 20], lambda_ntp=0.0, positions=2)
 
 
 @pytest.mark.parametrize("reward", ["exact", "cosine", "hybrid"])
-def test_rewards(oracle: ModuleType, reward: str) -> None:
-    check_trunk(oracle, 60, reward=reward, group_size=8)
+def test_rewards(oracle: ModuleType, model: FastWeightModel, reward: str) -> None:
+    check_trunk(oracle, model, 60, reward=reward, group_size=8)
 
 
-def test_next_token_loss_alone(oracle: ModuleType) -> None:
+def test_next_token_loss_alone(oracle: ModuleType, model: FastWeightModel) -> None:
     config = RefineConfig.from_dict({**BASE, "scope": "lora", "lambda_rl": 0.0})
-    model, tokens_T = tiny_model(), document(37)
+    tokens_T = document(37)
     delta = random_delta(model)
     result = drain(trunk_step(model, tokens_T, config, delta=delta, seed=3, step=0))
     mine = take_grads(delta.parameters())
@@ -184,11 +207,11 @@ def test_next_token_loss_alone(oracle: ModuleType) -> None:
     assert result.rewards_QNG is None
 
 
-def test_segments_do_not_matter() -> None:
+def test_segments_do_not_matter(model: FastWeightModel) -> None:
     grads = []
     for segment_tokens in (16, 24, 64):
         config = RefineConfig.from_dict({**BASE, "scope": "lora", "segment_tokens": segment_tokens})
-        model, tokens_T = tiny_model(), document(64)
+        tokens_T = document(64)
         delta = random_delta(model)
         drain(trunk_step(model, tokens_T, config, delta=delta, seed=5, step=2))
         grads.append(take_grads(delta.parameters()))
@@ -197,15 +220,14 @@ def test_segments_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("length", range(1, 12))
-def test_tiny_documents(length: int) -> None:
+def test_tiny_documents(model: FastWeightModel, length: int) -> None:
     config = RefineConfig.from_dict({**BASE, "scope": "lora"})
-    model = tiny_model()
     delta = random_delta(model)
     result = drain(trunk_step(model, document(length), config, delta=delta, seed=1, step=0))
     assert result.positions_QN.shape == (1, min(4, max(0, length - 3)))
 
 
-def read_all(model: DeltaNet, tokens_T: Tensor, config: RefineConfig) -> Any:
+def read_all(model: FastWeightModel, tokens_T: Tensor, config: RefineConfig) -> Any:
     return drain(read_segments(model, tokens_T, segment_tokens=config.segment_tokens))
 
 
@@ -214,7 +236,12 @@ def read_all(model: DeltaNet, tokens_T: Tensor, config: RefineConfig) -> Any:
 @pytest.mark.parametrize("branches", ["recall", "continue", "mixed"])
 @pytest.mark.parametrize("segment_tokens", [16, 64, 512], ids=["split", "deltas", "at_once"])
 def test_query_lora(
-    oracle: ModuleType, branches: str, group_size: int, lambda_ntp: float, segment_tokens: int
+    oracle: ModuleType,
+    model: FastWeightModel,
+    branches: str,
+    group_size: int,
+    lambda_ntp: float,
+    segment_tokens: int,
 ) -> None:
     config = RefineConfig.from_dict(
         {
@@ -226,7 +253,7 @@ def test_query_lora(
             "segment_tokens": segment_tokens,
         }
     )
-    model, tokens_T = tiny_model(), document(70)
+    tokens_T = document(70)
     delta = random_delta(model, num=3)
     positions_QN = torch.tensor([[2, 16, 33, 60], [4, 5, 36, 67], [20, 30, 40, 50]])
     reading = read_all(model, tokens_T, config)
@@ -252,9 +279,9 @@ def test_query_lora(
         assert_same([g[question : question + 1] for g in mine], take_grads(alone.parameters()))
 
 
-def test_query_lora_in_company_is_as_alone() -> None:
+def test_query_lora_in_company_is_as_alone(model: FastWeightModel) -> None:
     config = RefineConfig.from_dict({**BASE, "scope": "query_lora", "branches": "recall"})
-    model, tokens_T = tiny_model(), document(70)
+    tokens_T = document(70)
     positions_QN = torch.tensor([[5, 16, 33, 60], [6, 9, 36, 66]])
     end_state = read_all(model, tokens_T, config).end.state
 
@@ -279,9 +306,9 @@ def test_query_lora_in_company_is_as_alone() -> None:
     assert torch.equal(together.rollouts_QNGK[1], alone.rollouts_QNGK[0])
 
 
-def test_query_lora_refuses_what_it_cannot_do() -> None:
+def test_query_lora_refuses_what_it_cannot_do(model: FastWeightModel) -> None:
     config = RefineConfig.from_dict({**BASE, "scope": "query_lora"})
-    model, tokens_T = tiny_model(), document(30)
+    tokens_T = document(30)
     end_state = read_all(model, tokens_T, config).end.state
     for positions in (torch.empty(1, 0, dtype=torch.long), torch.tensor([[5], [6]])):
         with pytest.raises(ValueError, match="positions"):
@@ -313,9 +340,9 @@ def test_query_lora_refuses_what_it_cannot_do() -> None:
 
 
 @pytest.mark.parametrize("scope", ["lora", "query_lora"])
-def test_the_callers_gradient_mode_changes_nothing(scope: str) -> None:
+def test_the_callers_gradient_mode_changes_nothing(model: FastWeightModel, scope: str) -> None:
     config = RefineConfig.from_dict({**BASE, "scope": scope, "branches": "mixed"})
-    model, tokens_T = tiny_model(), document(40)
+    tokens_T = document(40)
     reading = read_all(model, tokens_T, config)
 
     def gradients(delta: LoraDelta) -> list[Tensor]:

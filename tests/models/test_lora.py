@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from imprint.models.architecture import FastWeightModel
 from imprint.models.deltanet import DeltaNet
 from imprint.models.lora import LoraDelta
+from imprint.models.registry import build_model
 
 DOCUMENT = torch.randint(257, (6, 21), generator=torch.Generator().manual_seed(0))
 
 
-def random_delta(model: DeltaNet, num: int, seed: int = 0, rank: int = 3) -> LoraDelta:
+def random_delta(model: FastWeightModel, num: int, seed: int = 0, rank: int = 3) -> LoraDelta:
     delta = LoraDelta.init(model.lora_targets(), rank, seed=seed, num=num, dtype=model.dtype)
     generator = torch.Generator().manual_seed(seed + 100)
     for tensor in delta.parameters():
@@ -20,16 +22,16 @@ def random_delta(model: DeltaNet, num: int, seed: int = 0, rank: int = 3) -> Lor
     return delta
 
 
-def loss_of(model: DeltaNet, document: Tensor, delta: LoraDelta | None) -> Tensor:
+def loss_of(model: FastWeightModel, document: Tensor, delta: LoraDelta | None) -> Tensor:
     hidden, state = model(document, delta=delta)
     return model.logits(hidden)[..., 5].cos().sum() + sum(t.square().sum() for t in state.tensors())
 
 
-def test_fresh_delta_is_nothing(tiny_model64: DeltaNet) -> None:
-    delta = LoraDelta.init(tiny_model64.lora_targets(), 4, seed=1, num=2, dtype=torch.float64)
+def test_fresh_delta_is_nothing(any_model64: FastWeightModel) -> None:
+    delta = LoraDelta.init(any_model64.lora_targets(), 4, seed=1, num=2, dtype=torch.float64)
     with torch.no_grad():
-        base, _ = tiny_model64(DOCUMENT)
-        with_delta, _ = tiny_model64(DOCUMENT, delta=delta)
+        base, _ = any_model64(DOCUMENT)
+        with_delta, _ = any_model64(DOCUMENT, delta=delta)
     assert torch.equal(base, with_delta)
     for name, a in delta.a.items():
         bound = (3 / a.shape[-1]) ** 0.5
@@ -47,17 +49,17 @@ def test_same_seed_same_draw() -> None:
         LoraDelta.init(targets, 0, seed=0)
 
 
-def test_delta_equals_folded_weights(tiny_model64: DeltaNet) -> None:
-    delta = random_delta(tiny_model64, 1)
-    folded = DeltaNet(tiny_model64.config).double()
-    folded.load_state_dict(tiny_model64.state_dict())
+def test_delta_equals_folded_weights(any_model64: FastWeightModel) -> None:
+    delta = random_delta(any_model64, 1)
+    folded = build_model(any_model64.config).double()
+    folded.load_state_dict(any_model64.state_dict())
     with torch.no_grad():
         for name in delta.a:
             linear = folded.get_submodule(f"model.{name}")
             linear.weight += delta.b[name][0] @ delta.a[name][0]
         right, right_state = folded(DOCUMENT)
-        got, state = tiny_model64(DOCUMENT, delta=delta)
-        base, _ = tiny_model64(DOCUMENT)
+        got, state = any_model64(DOCUMENT, delta=delta)
+        base, _ = any_model64(DOCUMENT)
     torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-10)
     for a, b in zip(state.tensors(), right_state.tensors(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -66,18 +68,18 @@ def test_delta_equals_folded_weights(tiny_model64: DeltaNet) -> None:
 
 @pytest.mark.parametrize(("num", "ragged"), [(6, False), (3, False), (2, True)])
 def test_many_deltas_in_one_call_equal_separate_calls(
-    tiny_model64: DeltaNet, num: int, ragged: bool
+    any_model64: FastWeightModel, num: int, ragged: bool
 ) -> None:
-    delta = random_delta(tiny_model64, num)
+    delta = random_delta(any_model64, num)
     group = len(DOCUMENT) // num
     lengths = torch.tensor([21, 3, 1, 8, 21, 13]) if ragged else None
     with torch.no_grad():
-        hidden, state = tiny_model64(DOCUMENT, delta=delta, lengths_B=lengths)
+        hidden, state = any_model64(DOCUMENT, delta=delta, lengths_B=lengths)
         for i in range(num):
             rows = slice(i * group, (i + 1) * group)
             own = delta.slice(i, i + 1)
             own_lengths = None if lengths is None else lengths[rows]
-            right, right_state = tiny_model64(DOCUMENT[rows], delta=own, lengths_B=own_lengths)
+            right, right_state = any_model64(DOCUMENT[rows], delta=own, lengths_B=own_lengths)
             for row in range(group):
                 n = 21 if own_lengths is None else int(own_lengths[row])
                 torch.testing.assert_close(
@@ -89,55 +91,57 @@ def test_many_deltas_in_one_call_equal_separate_calls(
 
 
 @pytest.mark.parametrize("num", [6, 2])
-def test_gradients_of_many_deltas_equal_separate_ones(tiny_model64: DeltaNet, num: int) -> None:
-    delta = random_delta(tiny_model64, num).requires_grad_()
-    loss_of(tiny_model64, DOCUMENT, delta).backward()
+def test_gradients_of_many_deltas_equal_separate_ones(
+    any_model64: FastWeightModel, num: int
+) -> None:
+    delta = random_delta(any_model64, num).requires_grad_()
+    loss_of(any_model64, DOCUMENT, delta).backward()
     group = len(DOCUMENT) // num
     for i in range(num):
         own = delta.detach().slice(i, i + 1).clone().requires_grad_()
-        loss_of(tiny_model64, DOCUMENT[i * group : (i + 1) * group], own).backward()
+        loss_of(any_model64, DOCUMENT[i * group : (i + 1) * group], own).backward()
         for shared, single in zip(delta.parameters(), own.parameters(), strict=True):
             scale = float(single.grad.norm())
             assert scale > 0
             assert float((shared.grad[i] - single.grad[0]).norm()) < 1e-9 * scale
 
 
-def test_gradients_never_mix(tiny_model64: DeltaNet) -> None:
-    delta = random_delta(tiny_model64, 3).requires_grad_()
-    hidden, state = tiny_model64(DOCUMENT, delta=delta)
+def test_gradients_never_mix(any_model64: FastWeightModel) -> None:
+    delta = random_delta(any_model64, 3).requires_grad_()
+    hidden, state = any_model64(DOCUMENT, delta=delta)
     own = sum(t.square().sum() for t in state.slice(2, 4).tensors())
-    (tiny_model64.logits(hidden)[2:4].cos().sum() + own).backward()
+    (any_model64.logits(hidden)[2:4].cos().sum() + own).backward()
     for parameter in delta.parameters():
         assert parameter.grad[1].any()
         assert not parameter.grad[0].any()
         assert not parameter.grad[2].any()
 
 
-def test_a_broken_delta_does_not_touch_its_neighbours(tiny_model64: DeltaNet) -> None:
-    delta = random_delta(tiny_model64, 2)
+def test_a_broken_delta_does_not_touch_its_neighbours(any_model64: FastWeightModel) -> None:
+    delta = random_delta(any_model64, 2)
     broken = delta.clone()
     for tensor in broken.parameters():
         tensor[1] = float("nan")
     with torch.no_grad():
-        right, _ = tiny_model64(DOCUMENT, delta=delta)
-        got, _ = tiny_model64(DOCUMENT, delta=broken)
+        right, _ = any_model64(DOCUMENT, delta=delta)
+        got, _ = any_model64(DOCUMENT, delta=broken)
     assert torch.equal(got[:3], right[:3])
     assert not got[3:].isfinite().any()
 
 
-def test_base_weights_get_no_gradient(tiny_model64: DeltaNet) -> None:
-    delta = random_delta(tiny_model64, 1).requires_grad_()
-    loss_of(tiny_model64, DOCUMENT, delta).backward()
-    assert all(parameter.grad is None for parameter in tiny_model64.parameters())
+def test_base_weights_get_no_gradient(any_model64: FastWeightModel) -> None:
+    delta = random_delta(any_model64, 1).requires_grad_()
+    loss_of(any_model64, DOCUMENT, delta).backward()
+    assert all(parameter.grad is None for parameter in any_model64.parameters())
 
 
-def test_batch_that_no_group_fits_is_refused(tiny_model64: DeltaNet) -> None:
+def test_batch_that_no_group_fits_is_refused(any_model64: FastWeightModel) -> None:
     with pytest.raises(ValueError, match="4 deltas cannot serve a batch of 6 rows"):
-        tiny_model64(DOCUMENT, delta=random_delta(tiny_model64, 4))
+        any_model64(DOCUMENT, delta=random_delta(any_model64, 4))
 
 
-def test_scaled_blends_linearly(tiny_model64: DeltaNet) -> None:
-    delta = random_delta(tiny_model64, 1)
+def test_scaled_blends_linearly(any_model64: FastWeightModel) -> None:
+    delta = random_delta(any_model64, 1)
     x = torch.randn(2, 3, 32, dtype=torch.float64)
     name = "layers.0.attn.q_proj"
     full, half = delta.apply(name, x), delta.scaled(0.5).apply(name, x)
@@ -145,15 +149,15 @@ def test_scaled_blends_linearly(tiny_model64: DeltaNet) -> None:
     assert not delta.scaled(0.0).apply(name, x).any()
 
 
-def test_only_targets_are_changed(tiny_model64: DeltaNet) -> None:
+def test_only_targets_are_changed(any_model64: FastWeightModel) -> None:
     name = "layers.1.attn.o_proj"
     delta = LoraDelta.init({name: (32, 32)}, 2, seed=0, dtype=torch.float64)
     delta.b[name].fill_(0.3)
     assert delta.apply("layers.0.attn.o_proj", DOCUMENT.double()) is None
     with torch.no_grad():
-        _, base = tiny_model64(DOCUMENT)
-        hidden, state = tiny_model64(DOCUMENT, delta=delta)
-        right, _ = tiny_model64(DOCUMENT)
+        _, base = any_model64(DOCUMENT)
+        hidden, state = any_model64(DOCUMENT, delta=delta)
+        right, _ = any_model64(DOCUMENT)
     assert torch.equal(state.layers[0]["S"], base.layers[0]["S"])
     assert not torch.equal(hidden, right)
 
@@ -176,8 +180,8 @@ def test_stack_slice_clone_detach() -> None:
     assert not any(t.requires_grad for t in both.requires_grad_(False).parameters())
 
 
-def test_tensors_round_trip(tiny_model64: DeltaNet) -> None:
-    delta = random_delta(tiny_model64, 2)
+def test_tensors_round_trip(any_model64: FastWeightModel) -> None:
+    delta = random_delta(any_model64, 2)
     tensors = {**delta.to_tensors(), "state.0.S": torch.ones(1)}
     assert "delta.a.layers.0.attn.q_proj" in tensors
     back = LoraDelta.from_tensors(tensors)
@@ -199,8 +203,8 @@ def test_side_path_is_float32_under_bfloat16(tiny_model: DeltaNet) -> None:
     assert side.dtype == torch.float32
 
 
-def test_joined_deltas_act_as_their_sum(tiny_model64: DeltaNet) -> None:
-    targets = tiny_model64.lora_targets()
+def test_joined_deltas_act_as_their_sum(any_model64: FastWeightModel) -> None:
+    targets = any_model64.lora_targets()
     some = {name: shape for name, shape in targets.items() if name.endswith("q_proj")}
     first, second = (
         LoraDelta.init(t, rank, seed=rank, num=2, dtype=torch.float64)

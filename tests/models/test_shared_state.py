@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.state import RecurrentState
 
 
 def read(
-    model: DeltaNet, state: RecurrentState, num_tokens: int, *, ragged: bool, forked: bool
+    model: FastWeightModel, state: RecurrentState, num_tokens: int, *, ragged: bool, forked: bool
 ) -> list[torch.Tensor]:
     """Hidden states, final state and the gradients of the incoming state, of six rows on two."""
     generator = torch.Generator().manual_seed(num_tokens)
@@ -33,11 +33,11 @@ def read(
 @pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
 @pytest.mark.parametrize("num_tokens", [1, 2, 5, 16, 17, 40])
 def test_shared_rows_equal_forked_rows(
-    tiny_model64: DeltaNet, num_tokens: int, ragged: bool
+    any_model64: FastWeightModel, num_tokens: int, ragged: bool
 ) -> None:
     with torch.no_grad():
-        _, state = tiny_model64(torch.arange(60).view(2, 30))
-    shared = read(tiny_model64, state, num_tokens, ragged=ragged, forked=False)
-    forked = read(tiny_model64, state, num_tokens, ragged=ragged, forked=True)
+        _, state = any_model64(torch.arange(60).view(2, 30))
+    shared = read(any_model64, state, num_tokens, ragged=ragged, forked=False)
+    forked = read(any_model64, state, num_tokens, ragged=ragged, forked=True)
     for mine, theirs in zip(shared, forked, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)

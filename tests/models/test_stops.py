@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from imprint.models.deltanet import DeltaNet
+from imprint.models.architecture import FastWeightModel
 from imprint.models.state import RecurrentState
 
 
 def separately(
-    model: DeltaNet, tokens_T: Tensor, state: RecurrentState, stops: list[int]
+    model: FastWeightModel, tokens_T: Tensor, state: RecurrentState, stops: list[int]
 ) -> tuple[Tensor, RecurrentState]:
     hiddens, states, start = [], [], 0
     for stop in stops:
@@ -28,20 +28,20 @@ def separately(
     [(1, [1]), (1, [1, 1]), (20, [1, 16, 17, 20]), (100, [31, 32, 33, 33, 64, 99, 100])],
 )
 def test_stops_equal_separate_reads(
-    tiny_model64: DeltaNet, num_tokens: int, stops: list[int]
+    any_model64: FastWeightModel, num_tokens: int, stops: list[int]
 ) -> None:
     generator = torch.Generator().manual_seed(num_tokens)
-    vocab_size = tiny_model64.config.vocab_size
+    vocab_size = any_model64.config.vocab_size
     tokens_T = torch.randint(0, vocab_size, (num_tokens + 10,), generator=generator)
     with torch.no_grad():
-        _, before = tiny_model64(tokens_T[:10].unsqueeze(0))
+        _, before = any_model64(tokens_T[:10].unsqueeze(0))
     results = []
     for at_once in (True, False):
         leaf = before.leaf()
         if at_once:
-            hidden, states = tiny_model64(tokens_T[10:].unsqueeze(0), leaf, stops=stops)
+            hidden, states = any_model64(tokens_T[10:].unsqueeze(0), leaf, stops=stops)
         else:
-            hidden, states = separately(tiny_model64, tokens_T[10:], leaf, stops)
+            hidden, states = separately(any_model64, tokens_T[10:], leaf, stops)
         assert states.batch_size == len(stops)
         generator.manual_seed(1)
         loss = torch.zeros((), dtype=torch.float64)
