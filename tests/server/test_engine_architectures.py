@@ -1,0 +1,170 @@
+"""Studying and answering through the engine with tiny random models of every architecture."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from imprint.adapters.store import AdapterStore
+from imprint.models import (
+    DeltaNetConfig,
+    FastWeightModel,
+    GatedDeltaNetConfig,
+    ModelConfig,
+    build_model,
+    generate_greedy,
+    load_model,
+    load_tokenizer,
+    save_model,
+    weights_hash,
+)
+from imprint.server.engine import Engine
+from imprint.server.messages import (
+    Adapt,
+    AdaptationDone,
+    FromWorker,
+    Generate,
+    Prompt,
+    SequenceDone,
+    TokenDelta,
+)
+from imprint.server.worker_config import WorkerConfig
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+CONFIGS: dict[str, ModelConfig] = {
+    "delta_net": DeltaNetConfig(**SIZES, num_heads=2),
+    "gated_deltanet": GatedDeltaNetConfig(**SIZES, num_heads=1, num_v_heads=2, head_dim=16),
+}
+REFINE: dict[str, Any] = {
+    "type": "refine", "steps": 2, "positions": 4, "group_size": 2, "lora_rank": 2,
+    "learning_rate": 0.02, "probe_confidence": 0.0, "probe_margin": 0.0, "neutral_margin": 100.0,
+}  # fmt: skip
+TEXTS = [
+    "Anna hid the key under the third stone by the well, and nobody but the dog saw it. " * 3,
+    "The lighthouse keeper wrote 4711 into his book before the storm came over the sea. " * 4,
+]
+QUESTIONS = ["Where is the key?", "What did he write, and when was it?"]
+
+
+class Bench:
+    """An engine, and all it says."""
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        self.model: FastWeightModel = load_model(folder)
+        self.tokenizer = load_tokenizer(folder)
+        self.store = AdapterStore(store)
+        config = WorkerConfig(
+            model=str(folder), store=str(store), num_slots=4, segment_tokens=32, step_tokens=32
+        )
+        self.said: list[FromWorker] = []
+        self.engine = Engine(self.model, self.tokenizer, config, self.said.append, model_hash="h")
+
+    def run(self) -> list[FromWorker]:
+        while self.engine.step():
+            pass
+        said, self.said[:] = list(self.said), []
+        return said
+
+    def study(self, name: str, text: str, method: dict[str, Any]) -> AdaptationDone:
+        tokens = self.tokenizer.encode(text)
+        self.engine.handle(Adapt(adaptation_id=name, tokens=tokens, method=method))
+        return next(m for m in self.run() if isinstance(m, AdaptationDone))
+
+    def ask(self, name: str, question: str, **fields: Any) -> None:
+        prompt = Prompt(sequence_id=f"{name}:{question}", tokens=self.tokenizer.encode(question))
+        self.engine.handle(
+            Generate(
+                request_id=prompt.sequence_id,
+                adapter_id=name,
+                prompts=[prompt],
+                **{"max_tokens": 8, **fields},
+            )
+        )
+
+
+def answers(said: Sequence[FromWorker]) -> dict[str, list[int]]:
+    """Tokens by sequence; every sequence has ended."""
+    tokens: dict[str, list[int]] = {}
+    for message in said:
+        if isinstance(message, TokenDelta):
+            tokens.setdefault(message.sequence_id, []).append(message.token_id)
+    assert {m.sequence_id for m in said if isinstance(m, SequenceDone)} == set(tokens)
+    return tokens
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def folder(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A checkpoint of one architecture with the tokenizer of `tiny_checkpoint`."""
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    model = build_model(CONFIGS[request.param])
+    model.reset_parameters(2)
+    save_model(model, folder)
+    return folder
+
+
+@pytest.fixture
+def make_bench(folder: Path, tmp_path: Path) -> Callable[[str], Bench]:
+    return lambda name: Bench(folder, tmp_path / name)
+
+
+@pytest.mark.parametrize("scope", ["lora", "query_lora"])
+@pytest.mark.parametrize("branches", ["recall", "continue"])
+def test_adapt_and_answer(make_bench: Callable[[str], Bench], scope: str, branches: str) -> None:
+    bench = make_bench("store")
+    before = weights_hash(bench.model)
+    done = bench.study("a", TEXTS[0], {**REFINE, "scope": scope, "branches": branches})
+    assert done.status == "succeeded", done.result
+    adapter = bench.store.load("a")
+    assert adapter.adapted
+    bench.ask("a", QUESTIONS[0])
+    (got,) = answers(bench.run()).values()
+    prompt = torch.tensor([bench.tokenizer.encode(QUESTIONS[0])])
+    expected = generate_greedy(
+        bench.model, prompt, adapter.state, num_tokens=8, delta=adapter.delta
+    )
+    right = expected[0].tolist()
+    assert got == right[: len(got)]
+    assert len(got) == 8 or right[len(got) - 1] == 0
+    assert weights_hash(bench.model) == before
+    assert all(not tensor.any() for tensor in bench.engine.slots._states.tensors())
+
+
+def test_company_changes_nothing(make_bench: Callable[[str], Bench]) -> None:
+    alone: dict[str, list[int]] = {}
+    bench = make_bench("company")
+    for name, text in zip("ab", TEXTS, strict=True):
+        bench.study(name, text, REFINE)
+    bench.study("c", TEXTS[0], {"type": "read"})
+    asked = [(name, question) for name in "abc" for question in QUESTIONS]
+    for name, question in asked:
+        bench.ask(name, question)
+        alone |= answers(bench.run())
+    for name, question in asked:  # more than there are slots
+        bench.ask(name, question)
+    assert answers(bench.run()) == alone
+    assert len({tuple(tokens) for tokens in alone.values()}) > 1
+
+
+def test_focus_answers_from_its_own_delta(make_bench: Callable[[str], Bench]) -> None:
+    bench = make_bench("focus")
+    bench.study("a", TEXTS[1], {"type": "read"})
+    focus = {"steps": 2, "lora_rank": 2, "learning_rate": 0.02, "probe_confidence": 0.0}
+    bench.ask("a", QUESTIONS[1], focus=focus)
+    done = next(m for m in bench.run() if isinstance(m, SequenceDone))
+    assert done.focus is not None
