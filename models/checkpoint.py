@@ -2,14 +2,15 @@
 
 Reads safetensors only, into the architecture that config.json names; every tensor must be there,
 with its shape, and nothing else. Reading goes tensor by tensor, straight to the device in the
-target type: beside the model, host memory holds one tensor at a time.
+target type: beside the model, host memory holds one tensor, the largest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,10 +53,12 @@ def load_model(
         num_more = len(plan.problems) - _MAX_SHOWN_PROBLEMS
         more = f" (and {num_more} more)" if num_more > 0 else ""
         raise CheckpointError(f"{folder} does not fit its config.json: {shown}{more}")
-    tensors: dict[str, Tensor] = {}
-    for name, raw in _read_pieces(plan.pieces):
-        tensors[name] = raw.to(device).to(model.parameter_dtype(name, dtype))
-    _check_left_out(plan, tensors)
+    reader = _Reader(plan.sources, torch.device(device))
+    tensors = {
+        name: reader.read(piece, model.parameter_dtype(name, dtype))
+        for name, piece in _in_file_order(plan.pieces)
+    }
+    _check_left_out(plan, tensors, reader)
     if model.config.tie_word_embeddings:
         tensors[LM_HEAD] = tensors["model.embeddings.weight"]
     model.load_state_dict(tensors, assign=True)
@@ -127,46 +130,67 @@ def weights_hash(model: FastWeightModel) -> str:
     return digest.hexdigest()
 
 
-def _read_pieces(pieces: dict[str, Piece]) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter as it lies on disk, in the order of files and bytes."""
+class _Reader:
+    """Reads stored tensors to one device, by way of one buffer of the size of the largest.
 
-    def place(item: tuple[str, Piece]) -> tuple[str, int, int]:
-        piece = item[1]
-        return piece.source.file.name, piece.source.offset, piece.first_row
-
-    for name, piece in sorted(pieces.items(), key=place):
-        yield name, _read(piece.source, piece.first_row, piece.shape)
-
-
-def _read(source: StoredTensor, first_row: int, shape: tuple[int, ...]) -> Tensor:
-    """Rows of a stored tensor as a CPU tensor of its own memory.
-
-    Not a map of the file: a file that is replaced while the model serves must not change it.
+    One buffer, not one a tensor: small tensors that stay would settle in the memory of large ones
+    that are gone, and it would never be used again. Nothing is mapped: a file that is replaced
+    while the model serves must not change it.
     """
-    tensor = torch.empty(shape, dtype=_DTYPES[source.dtype])
-    if tensor.nbytes == 0:
-        return tensor
-    view = tensor.flatten().view(torch.uint8).numpy().data
-    row_bytes = tensor.nbytes // shape[0] if shape else 0
+
+    def __init__(self, sources: Iterable[StoredTensor], device: torch.device) -> None:
+        self._device = device
+        largest = max((source.nbytes for source in sources), default=0)
+        self._buffer = torch.empty(largest, dtype=torch.uint8)
+
+    def read(self, piece: Piece, dtype: torch.dtype) -> Tensor:
+        """The rows of a piece on the device, in memory of their own."""
+        stored_dtype = _DTYPES[piece.source.dtype]
+        if self._device.type == "cpu" and dtype == stored_dtype:
+            tensor = torch.empty(piece.shape, dtype=dtype)
+            _fill(tensor.flatten().view(torch.uint8), piece)
+            return tensor
+        num_bytes = math.prod(piece.shape) * stored_dtype.itemsize
+        _fill(self._buffer[:num_bytes], piece)
+        raw = self._buffer[:num_bytes].view(stored_dtype).view(piece.shape)
+        return raw.to(self._device).to(dtype)  # converted there: no second copy here
+
+    def is_zero(self, source: StoredTensor) -> bool:
+        """Whether every number of a tensor is zero, of either sign."""
+        _fill(self._buffer[: source.nbytes], Piece(source, 0, source.shape))
+        return not self._buffer[: source.nbytes].view(_DTYPES[source.dtype]).any()
+
+
+def _fill(buffer_N: Tensor, piece: Piece) -> None:
+    """Read the bytes of a piece into a buffer of their number."""
+    source, num_rows = piece.source, piece.source.shape[0] if piece.source.shape else 1
+    view = buffer_N.numpy().data
     with source.file.open("rb", buffering=0) as stream:
-        stream.seek(source.offset + first_row * row_bytes)
+        stream.seek(source.offset + piece.first_row * (source.nbytes // max(num_rows, 1)))
         while view:
             num_read = stream.readinto(view)
             if not num_read:
                 raise CheckpointError(f"{source.file} ended while {source.name} was read")
             view = view[num_read:]
-    return tensor
 
 
-def _check_left_out(plan: LoadPlan, loaded: dict[str, Tensor]) -> None:
+def _in_file_order(pieces: dict[str, Piece]) -> list[tuple[str, Piece]]:
+    def place(item: tuple[str, Piece]) -> tuple[str, int, int]:
+        source = item[1].source
+        return source.file.name, source.offset, item[1].first_row
+
+    return sorted(pieces.items(), key=place)
+
+
+def _check_left_out(plan: LoadPlan, loaded: dict[str, Tensor], reader: _Reader) -> None:
     """What has no parameter of its own must change nothing: zeros, or a tied tensor's copy."""
     for source in plan.zeros:
-        if bool(_read(source, 0, source.shape).any()):
+        if not reader.is_zero(source):
             raise CheckpointError(
                 f"{source.file}: {source.name} is not zero; the architecture has no place for it"
             )
     for name, source in plan.repeats.items():
-        copy = _read(source, 0, source.shape).to(loaded[name].device).to(loaded[name].dtype)
+        copy = reader.read(Piece(source, 0, source.shape), loaded[name].dtype)
         if not torch.equal(copy, loaded[name]):
             raise CheckpointError(
                 f"{source.file}: {source.name} differs from {name}, "

@@ -7,3 +7,7 @@ class ModelError(Exception):
 
 class CheckpointError(ModelError):
     """A checkpoint folder cannot be used: the message names the file, key or tensor."""
+
+
+class HubError(CheckpointError):
+    """The Hugging Face Hub, or its cache here, does not give a checkpoint; the message says why."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from imprint.models.errors import CheckpointError
+from imprint.models.errors import CheckpointError, HubError
 
 FETCHED: Final = (
     "config.json",
@@ -42,8 +42,8 @@ def find_checkpoint(name: Path | str, *, revision: str | None = None) -> Checkpo
 
     A hub id is brought into huggingface_hub's cache (HF_HOME, HF_HUB_CACHE) unless it is there;
     without a network, or with HF_HUB_OFFLINE=1, what is there is used. `revision` is a commit, tag
-    or branch; the default is the branch main. Raises CheckpointError that says what to give
-    instead.
+    or branch; the default is the branch main. Raises HubError where the hub does not give it, and
+    CheckpointError for what is neither a folder nor an id.
     """
     path = Path(name)
     if path.is_dir():
@@ -62,8 +62,17 @@ def find_checkpoint(name: Path | str, *, revision: str | None = None) -> Checkpo
     folder = Path(_fetch(repository, inside, revision)) / inside
     if not (folder / "config.json").is_file():
         where = f" in {inside}" if inside else ""
-        raise CheckpointError(f"{repository} on the Hugging Face Hub has no config.json{where}")
+        raise HubError(f"{repository} on the Hugging Face Hub has no config.json{where}")
     return Checkpoint(folder, str(name))
+
+
+def file_patterns(inside: str) -> tuple[list[str], list[str]]:
+    """What is fetched of the folder `inside` of a repository, and what of that is not.
+
+    In the hub's patterns a star stands for slashes, too; the second keeps deeper folders out.
+    """
+    prefix = f"{inside}/" if inside else ""
+    return [prefix + pattern for pattern in FETCHED], [f"{prefix}*/*"]
 
 
 def _fetch(repository: str, inside: str, revision: str | None) -> str:
@@ -78,15 +87,18 @@ def _fetch(repository: str, inside: str, revision: str | None) -> str:
         RevisionNotFoundError,
     )
 
-    patterns = [f"{inside}/{pattern}" if inside else pattern for pattern in FETCHED]
+    wanted, unwanted = file_patterns(inside)
     # with the bases of all errors of the HTTP library that this huggingface_hub is built on
     other_errors = cast(
         "tuple[type[Exception], ...]", (HFValidationError, OSError, *HfHubHTTPError.__bases__)
     )
     shown = repository + (f" at revision {revision}" if revision else "")
     try:
-        return str(
-            snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+        return snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=wanted,
+            ignore_patterns=unwanted,
         )
     except GatedRepoError:
         reason = "it is gated: accept its terms on the hub, and set HF_TOKEN"
@@ -98,7 +110,7 @@ def _fetch(repository: str, inside: str, revision: str | None) -> str:
         reason = f"the hub cannot be reached and the cache does not hold it ({_first_line(error)})"
     except other_errors as error:
         reason = _first_line(error)
-    raise CheckpointError(f"cannot get {shown} from the Hugging Face Hub: {reason}")
+    raise HubError(f"cannot get {shown} from the Hugging Face Hub: {reason}")
 
 
 def _first_line(error: Exception) -> str:

@@ -45,6 +45,12 @@ class LoadPlan:
     problems: tuple[str, ...]
     """What is missing, misshapen, of a type that is not read, or unexpected; one line each."""
 
+    @property
+    def sources(self) -> list[StoredTensor]:
+        """Every stored tensor that is read."""
+        pieces = [piece.source for piece in self.pieces.values()]
+        return [*pieces, *self.zeros, *self.repeats.values()]
+
 
 def plan_load(
     expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], *, tied: bool

@@ -22,6 +22,7 @@ INDEX_FILE: Final = "model.safetensors.index.json"
 ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes per number of the types that are read, by their name in the header."""
 
+_SUFFIX = ".safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -72,9 +73,11 @@ def read_weight_map(index: Path) -> dict[str, str]:
             f"{index} is not a JSON object whose weight_map names each tensor's file"
         ) from None
     for tensor, file in pairs:
-        if not isinstance(file, str) or Path(file).name != file or Path(file).is_absolute():
+        plain = isinstance(file, str) and Path(file).name == file and file.endswith(_SUFFIX)
+        if not plain:
             raise CheckpointError(
-                f"{index}: weight_map gives {file!r} for {tensor}; it must be a file of the folder"
+                f"{index}: weight_map gives {file!r} for {tensor}; it must be the name of a "
+                f"{_SUFFIX} file in the folder"
             )
     return dict(pairs)
 

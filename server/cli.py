@@ -15,10 +15,10 @@ from importlib.metadata import version
 from imprint.adapters.config import ConfigError
 from imprint.models.errors import ModelError
 from imprint.server.client_errors import ClientError
-from imprint.server.commands import adapt, answer, bench, evaluate, serve, train
+from imprint.server.commands import adapt, answer, bench, evaluate, models, serve, train
 from imprint.server.commands.common import CommandError, error_console, printable
 
-_COMMANDS = (serve, answer, adapt, evaluate, bench, train)
+_COMMANDS = (serve, answer, adapt, evaluate, bench, train, models)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -34,9 +34,14 @@ class Settings(BaseSettings):
     port: int = Field(default=8765, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     model: Path = BUNDLED_MODEL
-    """Checkpoint folder: config.json, safetensors, tokenizer.json."""
+    """Checkpoint folder (config.json, safetensors, tokenizer.json), or an id of the Hugging Face
+    Hub."""
+    revision: str = ""
+    """Commit, tag or branch of a hub model; empty takes its branch main."""
     model_name: str = ""
-    """Name of the model in the API; empty takes the checkpoint folder's name."""
+    """Name of the model in the API; empty takes the checkpoint folder's name, or the hub id."""
+    question_template: Path | None = None
+    """File with a Jinja template for questions about a document; none takes the checkpoint's."""
     data_dir: Path = Path("imprint-data")
     """Folder of the journal and the adapters. Holds the text of documents: protect it like them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

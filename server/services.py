@@ -41,7 +41,7 @@ class Services:
 
         Raises CheckpointError or JournalError before anything runs.
         """
-        tokenizer = load_tokenizer(settings.model)
+        tokenizer = load_tokenizer(settings.model, question_template=settings.question_template)
         journal = JournalThread(settings.journal_path)
         jobs = Jobs(
             journal,

@@ -11,6 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
+from imprint.models.errors import CheckpointError, HubError
+from imprint.models.hub import Checkpoint, find_checkpoint
+from imprint.models.registry import load_config
 from imprint.server.config import Option, Settings, options
 
 MAX_SHOWN_ERRORS = 5
@@ -83,6 +86,33 @@ def load_settings(arguments: argparse.Namespace, **fixed: Any) -> Settings:
     except ValidationError as error:
         lines = [_problem(problem) for problem in error.errors()[:MAX_SHOWN_ERRORS]]
         raise UsageError("\n".join(lines)) from None
+
+
+def with_checkpoint(settings: Settings) -> Settings:
+    """The same settings with the folder of their model, which a hub id is fetched into.
+
+    Raises `UsageError` for a model that is not found or whose config.json cannot be used.
+    """
+    found = model_folder(settings.model, settings.revision)
+    name = settings.model_name or found.name
+    return settings.model_copy(
+        update={"model": found.folder, "revision": "", "model_name": name},
+    )
+
+
+def model_folder(model: Path, revision: str) -> Checkpoint:
+    """The folder and name of a checkpoint given as `--model`.
+
+    Raises `UsageError` for what cannot be one, HubError where the hub does not give it.
+    """
+    try:
+        found = find_checkpoint(model, revision=revision or None)
+        load_config(found.folder)
+    except HubError:
+        raise
+    except CheckpointError as error:
+        raise UsageError(f"--model: {error}") from None
+    return found
 
 
 def _problem(problem: Any) -> str:

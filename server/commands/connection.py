@@ -9,10 +9,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imprint.server.client import ImprintClient
-from imprint.server.commands.common import UsageError, add_settings, load_settings
+from imprint.server.commands.common import (
+    UsageError,
+    add_settings,
+    load_settings,
+    with_checkpoint,
+)
 from imprint.server.commands.progress import StudyDisplay
 
-_LOCAL_SETTINGS = ("model", "device", "dtype", "threads")
+_LOCAL_SETTINGS = ("model", "revision", "question_template", "device", "dtype", "threads")
 
 
 def add_connection(parser: argparse.ArgumentParser, *settings: str) -> None:
@@ -45,7 +50,7 @@ def connect(
         if not keep:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imprint-"))
             fixed["data_dir"] = Path(folder)
-        settings = load_settings(arguments, **fixed)
         display.say("loading the model")
+        settings = with_checkpoint(load_settings(arguments, **fixed))
         url = stack.enter_context(local_server(settings))
         yield stack.enter_context(ImprintClient(url))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imprint.server.commands.common import UsageError, add_settings, load_settings
+from imprint.server.commands.common import add_settings, load_settings, with_checkpoint
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,9 +20,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve; returns the exit code after a shutdown."""
-    settings = load_settings(arguments)
-    if not (settings.model / "config.json").is_file():
-        raise UsageError(f"--model: {settings.model} is not a checkpoint folder (no config.json)")
+    settings = with_checkpoint(load_settings(arguments))
     from imprint.server.serve import serve
 
     return serve(settings)

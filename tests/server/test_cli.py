@@ -238,7 +238,7 @@ def test_a_model_that_cannot_be_loaded_is_told(tiny_checkpoint, tmp_path, docume
     (broken / "model.safetensors").write_bytes(b"torn")
     assert main(["answer", document, "-q", "x", "--model", str(broken)]) == 1
     assert "the worker dies while it starts" in capsys.readouterr().err
-    assert main(["answer", document, "-q", "x", "--model", str(tmp_path)]) == 1
+    assert main(["answer", document, "-q", "x", "--model", str(tmp_path)]) == 2
     assert "holds no config.json" in capsys.readouterr().err
 
 
