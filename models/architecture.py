@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,10 @@ class Trunk(nn.Module):
 class FastWeightModel(nn.Module):
     """`model(tokens, state)` gives hidden states after the final norm and the state thereafter."""
 
+    activation_width: ClassVar[int] = 40
+    """Floats that a token keeps for the backward pass, per layer and unit of width: an upper bound
+    for DeltaNet, by resident memory too. An architecture that keeps more says so."""
+
     def __init__(self, config: ModelConfig, mixers: Sequence[Mixer]) -> None:
         super().__init__()
         self.config = config
@@ -152,6 +157,11 @@ class FastWeightModel(nn.Module):
         """Every projection a delta can change: name -> (input width, output width)."""
         projections = [module for module in self.modules() if isinstance(module, DeltaLinear)]
         return {name: widths for p in projections for name, widths in p.targets().items()}
+
+    def activation_floats(self, num_tokens: int) -> int:
+        """What a reading of `num_tokens` with gradients holds, at most."""
+        width = self.config.hidden_size * self.config.num_hidden_layers
+        return self.activation_width * num_tokens * width
 
     def parameter_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """The type a parameter is kept in when the model is loaded in `dtype`.

@@ -90,6 +90,7 @@ class GatedDeltaNet(FastWeightModel):
     """The language model of `model_type` "gated_deltanet" (arXiv 2412.06464)."""
 
     config: GatedDeltaNetConfig
+    activation_width = 50
 
     def __init__(self, config: GatedDeltaNetConfig) -> None:
         mixers = [

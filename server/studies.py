@@ -15,9 +15,6 @@ from imprint.adapters.refine import Refiner
 from imprint.models import FastWeightModel
 from imprint.server.messages import Adapt, Generate
 
-ACTIVATION_FLOATS = 40
-"""Floats of activations per token, layer and unit of width while a quantum runs; an upper bound
-for DeltaNet by resident memory, with segments of 1024 and 2048 tokens."""
 OPTIMIZER_COPIES = 6
 """A delta, its gradient, the two moments of AdamW, the best delta so far and a blend of it."""
 
@@ -110,11 +107,9 @@ def estimate_bytes(
     model: FastWeightModel, num_tokens: int, config: RefineConfig | None, segment_tokens: int
 ) -> int:
     """Memory that an adaptation needs beside the model, at most: states, deltas, activations."""
-    cfg = model.config
     state_bytes = model.init_state(1).nbytes
-    token_bytes = 4 * ACTIVATION_FLOATS * cfg.hidden_size * cfg.num_hidden_layers
     if config is None:
-        return 2 * state_bytes + segment_tokens * token_bytes
+        return 2 * state_bytes + 4 * model.activation_floats(segment_tokens)
     delta_floats = config.lora_rank * sum(sum(widths) for widths in model.lora_targets().values())
     segments = -(-num_tokens // config.segment_tokens) if config.scope == "lora" else 1
     # a segment and a batch of branches, which holds one position at least
@@ -123,5 +118,5 @@ def estimate_bytes(
     return (
         (segments + 2 + branches) * state_bytes
         + OPTIMIZER_COPIES * 4 * delta_floats
-        + live_tokens * token_bytes
+        + 4 * model.activation_floats(live_tokens)
     )
