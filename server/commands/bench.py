@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from imprint.server.commands.common import CommandError, UsageError, error_console, write_json
-from imprint.server.config import BUNDLED_MODEL
+from imprint.server.commands.common import (
+    CommandError,
+    UsageError,
+    add_model,
+    error_console,
+    model_folder,
+    write_json,
+)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, default=BUNDLED_MODEL, metavar="FOLDER", help="checkpoint folder")
+    add_model(parser)
     add("--threads", type=int, default=1, metavar="N", help="threads of torch")
     add("--json", action="store_true", help="print all numbers as JSON")
 
@@ -61,7 +66,7 @@ def run_step(arguments: argparse.Namespace) -> int:
 
     try:
         numbers = run_step_benchmark(
-            model=arguments.model,
+            model=model_folder(arguments.model, arguments.revision).folder,
             num_tokens=arguments.num_tokens,
             positions=arguments.positions,
             rollout_length=arguments.rollout_length,
@@ -82,7 +87,7 @@ def run_answer(arguments: argparse.Namespace) -> int:
     from imprint.server.answer_benchmark import run_answer_benchmark
 
     numbers = run_answer_benchmark(
-        model=arguments.model,
+        model=model_folder(arguments.model, arguments.revision).folder,
         num_questions=arguments.num_questions,
         document_tokens=arguments.document_tokens,
         background_tokens=arguments.background_tokens,

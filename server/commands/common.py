@@ -14,7 +14,7 @@ from rich.console import Console
 from imprint.models.errors import CheckpointError, HubError
 from imprint.models.hub import Checkpoint, find_checkpoint
 from imprint.models.registry import load_config
-from imprint.server.config import Option, Settings, options
+from imprint.server.config import BUNDLED_MODEL, Option, Settings, options
 
 MAX_SHOWN_ERRORS = 5
 
@@ -86,6 +86,18 @@ def load_settings(arguments: argparse.Namespace, **fixed: Any) -> Settings:
     except ValidationError as error:
         lines = [_problem(problem) for problem in error.errors()[:MAX_SHOWN_ERRORS]]
         raise UsageError("\n".join(lines)) from None
+
+
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """Add `--model` and `--revision` for a command that runs the model in its own process."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=BUNDLED_MODEL,
+        metavar="PATH_OR_HUB_ID",
+        help="checkpoint folder, or id of the Hugging Face Hub",
+    )
+    parser.add_argument("--revision", default="", help="commit, tag or branch of a hub model")
 
 
 def with_checkpoint(settings: Settings) -> Settings:

@@ -16,7 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from imprint.adapters.config import RefineConfig
 from imprint.server.commands.common import (
     UsageError,
+    add_model,
     error_console,
+    model_folder,
     read_fields,
     write_json,
 )
@@ -24,6 +26,8 @@ from imprint.server.config import BUNDLED_MODEL
 
 if TYPE_CHECKING:
     from imprint.adapters.evaluation.runner import Cell, Evaluation
+    from imprint.models.architecture import FastWeightModel
+    from imprint.models.tokenizer import Tokenizer
 
 _HELD_OUT = BUNDLED_MODEL / "heldout.txt"
 
@@ -48,7 +52,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, default=BUNDLED_MODEL, metavar="FOLDER", help="checkpoint folder")
+    add_model(parser)
     add(
         "--haystack",
         type=Path,
@@ -77,6 +81,12 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         choices=("ruler", "question"),
         default="ruler",
         help="ruler: question and start of the answer; question: as the server asks it",
+    )
+    add(
+        "--question-template",
+        type=Path,
+        metavar="FILE",
+        help="template of --prompt question; default: the checkpoint's",
     )
 
 
@@ -167,9 +177,6 @@ def _prepare(arguments: argparse.Namespace, progress: Progress) -> Evaluation:
     from imprint.adapters.evaluation.haystack import Haystack
     from imprint.adapters.evaluation.runner import Evaluation, EvaluationConfig
     from imprint.adapters.evaluation.wordings import HELD_OUT, TRAINING
-    from imprint.adapters.gate import load_neutral
-    from imprint.models.checkpoint import load_model
-    from imprint.models.tokenizer import load_tokenizer
 
     torch.set_num_threads(arguments.threads)
     groups = {"training": TRAINING, "heldout": HELD_OUT}
@@ -207,17 +214,23 @@ def _prepare(arguments: argparse.Namespace, progress: Progress) -> Evaluation:
         raise UsageError(f"--haystack: cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
-    model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    model, tokenizer, neutral = _load(arguments)
     return Evaluation(
-        model,
-        tokenizer,
-        haystack,
-        config,
-        refine,
-        focus,
-        neutral=load_neutral(arguments.model, tokenizer),
-        on_progress=show,
+        model, tokenizer, haystack, config, refine, focus, neutral=neutral, on_progress=show
     )
+
+
+def _load(arguments: argparse.Namespace) -> tuple[FastWeightModel, Tokenizer, list[int] | None]:
+    """The model, its tokenizer, and its neutral text if it has one."""
+    from imprint.adapters.gate import load_neutral
+    from imprint.models.checkpoint import load_model
+    from imprint.models.tokenizer import load_tokenizer
+
+    if arguments.question_template is not None and arguments.prompt != "question":
+        raise UsageError("--question-template goes with --prompt question")
+    folder = model_folder(arguments.model, arguments.revision).folder
+    tokenizer = load_tokenizer(folder, question_template=arguments.question_template)
+    return load_model(folder), tokenizer, load_neutral(folder, tokenizer)
 
 
 def _run_cells(evaluation: Evaluation, predictions: Path | None) -> list[Cell]:

@@ -131,8 +131,8 @@ def test_every_setting_is_a_flag_of_serve():
         (["adapt", "{document}", "--preset", "big"], 2, "preset must be one of"),
         (
             ["eval", "ruler", "--model", "/nowhere", "--haystack", "{document}"],
-            1,
-            "is not a folder",
+            2,
+            "is not a checkpoint folder",
         ),
         (
             ["eval", "ruler", "--haystack", "/nowhere.txt"],
