@@ -144,3 +144,13 @@ def test_foreign_tensors_are_passed_over() -> None:
 def test_more_than_ten_layers_keep_their_order() -> None:
     state = RecurrentState(tuple({"S": torch.full((1,), float(i))} for i in range(12)))
     assert equal(RecurrentState.from_tensors(state.to_tensors()), state)
+
+
+def test_counters_in_a_state_get_no_gradient() -> None:
+    layer = {"S": torch.ones(2, 3), "position": torch.tensor([4, 5])}
+    leaf = RecurrentState((layer,)).leaf()
+    (leaf.layers[0]["S"] * leaf.layers[0]["position"].unsqueeze(1)).sum().backward()
+    weights_grad, counter_grad = leaf.grads()
+    assert weights_grad is not None
+    assert torch.equal(weights_grad, torch.tensor([[4.0] * 3, [5.0] * 3]))
+    assert counter_grad is None
