@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imprint.models.deltanet import DeltaNet
     from imprint.models.errors import CheckpointError, ModelError
     from imprint.models.generate import decode, generate_greedy, prefill
+    from imprint.models.lact_config import LactConfig
     from imprint.models.lora import LoraDelta
     from imprint.models.registry import build_model, load_config
     from imprint.models.sampling import counter_uniform, sample_tokens, token_entropy
@@ -28,6 +29,7 @@ _HOMES = {
     "deltanet": ("DeltaNet",),
     "errors": ("CheckpointError", "ModelError"),
     "generate": ("decode", "generate_greedy", "prefill"),
+    "lact_config": ("LactConfig",),
     "lora": ("LoraDelta",),
     "registry": ("build_model", "load_config"),
     "sampling": ("counter_uniform", "sample_tokens", "token_entropy"),
@@ -43,6 +45,7 @@ __all__ = [
     "DeltaNetConfig",
     "FastWeightModel",
     "GatedDeltaNetConfig",
+    "LactConfig",
     "LoraDelta",
     "ModelConfig",
     "ModelError",

@@ -20,6 +20,7 @@ from imprint.models import (
     DeltaNetConfig,
     FastWeightModel,
     GatedDeltaNetConfig,
+    LactConfig,
     LoraDelta,
     ModelConfig,
     build_model,
@@ -47,6 +48,16 @@ SIZES: dict[str, Any] = {
 CONFIGS: dict[str, ModelConfig] = {
     "delta_net": DeltaNetConfig(**SIZES, num_heads=2),
     "gated_deltanet": GatedDeltaNetConfig(**SIZES, num_heads=1, num_v_heads=2, head_dim=16),
+    # chunks so short that momentum matters within the shortest document
+    "lact_swiglu": LactConfig(
+        **SIZES,
+        initializer_range=0.02,
+        num_attn_heads=4,
+        num_lact_heads=2,
+        lact_chunk_size=4,
+        window_size=6,
+        w0_w2_low_rank=4,
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from imprint.models.architecture import FastWeightModel
 from imprint.models.config import DeltaNetConfig, GatedDeltaNetConfig, ModelConfig
+from imprint.models.lact_config import LactConfig
 from imprint.models.registry import build_model
 
 SIZES: dict[str, Any] = {
@@ -21,6 +22,14 @@ CONFIGS: dict[str, ModelConfig] = {
     "delta_net": DeltaNetConfig(**SIZES, num_heads=2),
     "gated_deltanet": GatedDeltaNetConfig(
         **SIZES, num_heads=1, num_v_heads=2, head_dim=16, expand_v=1.0
+    ),
+    "lact_swiglu": LactConfig(
+        **SIZES,
+        num_attn_heads=4,
+        num_lact_heads=2,
+        lact_chunk_size=8,
+        window_size=12,
+        w0_w2_low_rank=4,
     ),
 }
 

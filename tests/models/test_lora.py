@@ -8,7 +8,7 @@ from torch import Tensor
 
 from imprint.models.architecture import FastWeightModel
 from imprint.models.deltanet import DeltaNet
-from imprint.models.lora import LoraDelta
+from imprint.models.lora import DeltaLinear, LoraDelta
 from imprint.models.registry import build_model
 
 DOCUMENT = torch.randint(257, (6, 21), generator=torch.Generator().manual_seed(0))
@@ -54,9 +54,11 @@ def test_delta_equals_folded_weights(any_model64: FastWeightModel) -> None:
     folded = build_model(any_model64.config).double()
     folded.load_state_dict(any_model64.state_dict())
     with torch.no_grad():
-        for name in delta.a:
-            linear = folded.get_submodule(f"model.{name}")
-            linear.weight += delta.b[name][0] @ delta.a[name][0]
+        for linear in folded.modules():
+            if isinstance(linear, DeltaLinear):
+                names = linear.targets()
+                for name, weight in zip(names, linear.weight.chunk(len(names)), strict=True):
+                    weight += delta.b[name][0] @ delta.a[name][0]
         right, right_state = folded(DOCUMENT)
         got, state = any_model64(DOCUMENT, delta=delta)
         base, _ = any_model64(DOCUMENT)
@@ -158,7 +160,8 @@ def test_only_targets_are_changed(any_model64: FastWeightModel) -> None:
         _, base = any_model64(DOCUMENT)
         hidden, state = any_model64(DOCUMENT, delta=delta)
         right, _ = any_model64(DOCUMENT)
-    assert torch.equal(state.layers[0]["S"], base.layers[0]["S"])
+    for name, tensor in state.layers[0].items():
+        assert torch.equal(tensor, base.layers[0][name])
     assert not torch.equal(hidden, right)
 
 

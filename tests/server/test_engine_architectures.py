@@ -15,6 +15,7 @@ from imprint.models import (
     DeltaNetConfig,
     FastWeightModel,
     GatedDeltaNetConfig,
+    LactConfig,
     ModelConfig,
     build_model,
     generate_greedy,
@@ -47,6 +48,14 @@ SIZES: dict[str, Any] = {
 CONFIGS: dict[str, ModelConfig] = {
     "delta_net": DeltaNetConfig(**SIZES, num_heads=2),
     "gated_deltanet": GatedDeltaNetConfig(**SIZES, num_heads=1, num_v_heads=2, head_dim=16),
+    "lact_swiglu": LactConfig(
+        **SIZES,
+        num_attn_heads=4,
+        num_lact_heads=2,
+        lact_chunk_size=24,
+        window_size=16,
+        w0_w2_low_rank=4,
+    ),
 }
 REFINE: dict[str, Any] = {
     "type": "refine", "steps": 2, "positions": 4, "group_size": 2, "lora_rank": 2,
