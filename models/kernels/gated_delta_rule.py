@@ -160,13 +160,18 @@ def step_gated_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """Read one token. Returns (o [B, H, V], new state); the incoming state is left as it was."""
     batch, heads, key_dim = q_BHK.shape
+    states, width = state_BHKV.shape[0], v_BHV.shape[-1]
     dtype = torch.promote_types(state_BHKV.dtype, torch.float32)
-    # a state of fewer rows serves several; this product is also their copy
-    decay = log_decay_BH.to(dtype).exp().view(state_BHKV.shape[0], -1, heads, 1, 1)
-    state = (state_BHKV.to(dtype).unsqueeze(1) * decay).flatten(0, 2)
+    state = state_BHKV.to(dtype)
     q, k, v = (x.to(dtype).flatten(0, 1) for x in (q_BHK, k_BHK, v_BHV))
-    beta = beta_BH.to(dtype).reshape(-1, 1, 1)
-    value = torch.baddbmm(v.unsqueeze(1), k.unsqueeze(1), state, alpha=-1) * beta
-    state = torch.baddbmm(state, k.unsqueeze(2), value)
-    o = torch.bmm(q.unsqueeze(1), state).squeeze(1) * key_dim**-0.5
-    return o.view(batch, heads, -1), state.view(batch, heads, *state.shape[1:])
+    decay = log_decay_BH.to(dtype).exp()
+    beta = beta_BH.to(dtype).reshape(-1, 1)
+    # the state is what costs: it is read once for both, o = a S^T q + (q . k) u with u the write
+    asked = torch.stack((k, q), 1).view(states, -1, heads, 2, key_dim)
+    read = read_shared(asked, state).reshape(-1, 2, width) * decay.reshape(-1, 1, 1)
+    value = (v - read[:, 0]) * beta
+    o = (read[:, 1] + (q * k).sum(-1, keepdim=True) * value) * key_dim**-0.5
+    # a state of fewer rows serves several; this product is also their copy
+    new = (state.unsqueeze(1) * decay.view(states, -1, heads, 1, 1)).flatten(0, 2)
+    new.baddbmm_(k.unsqueeze(2), value.unsqueeze(1))
+    return o.view(batch, heads, width), new.view(batch, heads, key_dim, width)
