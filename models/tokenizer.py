@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,28 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, no special tokens added. Lone surrogates become U+FFFD."""
-        return list(self._tokenizer.encode(_well_formed(text), add_special_tokens=False).ids)
+    def encode(self, text: str, *, continues: bool = False) -> list[int]:
+        """Ids of `text`, no special tokens added. Lone surrogates become U+FFFD.
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        Some tokenizers put a space before a text; one that `continues` another gets none.
+        """
+        tokenizer = self._continuing if continues else self._tokenizer
+        return list(tokenizer.encode(_well_formed(text), add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
         """Ids of several texts, each as `encode` gives them."""
         clean = [_well_formed(text) for text in texts]
-        encodings = self._tokenizer.encode_batch(clean, add_special_tokens=False)
+        tokenizer = self._continuing if continues else self._tokenizer
+        encodings = tokenizer.encode_batch(clean, add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
+
+    @cached_property
+    def _continuing(self) -> tokenizers.Tokenizer:
+        """The tokenizer without the space that it puts before a text, if it puts one."""
+        parts = json.loads(self._tokenizer.to_str())
+        if not _drop_prefix(parts):
+            return self._tokenizer
+        return tokenizers.Tokenizer.from_str(json.dumps(parts))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, broken characters become U+FFFD."""
@@ -108,6 +122,24 @@ def load_tokenizer(path: Path | str, *, question_template: Path | None = None) -
         eos_id=config.get("eos_token_id"),
         question_template=template,
     )
+
+
+def _drop_prefix(parts: dict[str, Any]) -> bool:
+    """Take what adds a space before a text out of a tokenizer.json; whether there was any."""
+    found = False
+    normalizer = parts.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    kept = [step for step in steps if step.get("type") != "Prepend"]
+    if len(kept) < len(steps):
+        found = True
+        parts["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    pre_tokenizer = parts.get("pre_tokenizer") or {}
+    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
+        if step.get("prepend_scheme", "never") != "never":
+            found, step["prepend_scheme"] = True, "never"
+        if step.get("add_prefix_space"):
+            found, step["add_prefix_space"] = True, False
+    return found
 
 
 def _well_formed(text: str) -> str:

@@ -79,9 +79,12 @@ class Answers:
 
     async def _answer_work(self, body: CreateAnswers) -> Generate:
         texts = [self._tokenizer.format_question(question) for question in body.questions]
+        prompts = await self._intake.prompts(
+            texts, param="questions", seed=body.seed, continues=True
+        )
         return Generate(
             request_id=f"ans_{secrets.token_hex(12)}",
-            prompts=await self._intake.prompts(texts, param="questions", seed=body.seed),
+            prompts=prompts,
             max_tokens=self._intake.max_tokens(body.max_tokens),
             temperature=body.temperature,
             top_p=body.top_p,
@@ -173,9 +176,12 @@ class Answers:
         with self._intake.request("completion"):
             adapter = await self._intake.model_adapter(body.model)
             seed = secrets.randbits(62) if body.seed is None else body.seed
+            prompts = await self._intake.prompts(
+                body.prompts, param="prompt", seed=seed, continues=adapter is not None
+            )
             work = Generate(
                 request_id=request_id,
-                prompts=await self._intake.prompts(body.prompts, param="prompt", seed=seed),
+                prompts=prompts,
                 max_tokens=self._intake.max_tokens(body.max_tokens),
                 temperature=body.temperature,
                 top_p=body.top_p,

@@ -132,14 +132,16 @@ class Intake:
                 param="model",
             )
 
-    async def prompts(self, texts: list[str], *, param: str, seed: int) -> list[Prompt]:
-        """One prompt per text, each with its own random stream."""
+    async def prompts(
+        self, texts: list[str], *, param: str, seed: int, continues: bool
+    ) -> list[Prompt]:
+        """One prompt per text, each with its own random stream; whether a document is before it."""
         limit = self._settings.max_questions
         if len(texts) > limit:
             raise InvalidRequestError(
                 f"{len(texts)} in one request; at most {limit} are allowed", param=param
             )
-        batch = await asyncio.to_thread(self._tokenizer.encode_batch, texts)
+        batch = await asyncio.to_thread(self._tokenizer.encode_batch, texts, continues=continues)
         for index, tokens in enumerate(batch):
             if not 0 < len(tokens) <= self._settings.max_document_tokens:
                 raise InvalidRequestError(

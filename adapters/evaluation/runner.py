@@ -164,7 +164,7 @@ class Evaluation:
             if self.config.prompt == "question":
                 query = self.tokenizer.format_question(sample.question)
             encode = self.tokenizer.encode
-            items.append(_Item(sample, encode(sample.document), encode(query)))
+            items.append(_Item(sample, encode(sample.document), encode(query, continues=True)))
         return items
 
     def _num_tokens(self, text: str) -> int:

@@ -7,15 +7,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from imprint.models.errors import CheckpointError
-from imprint.models.tokenizer import DEFAULT_QUESTION_TEMPLATE, Tokenizer, load_tokenizer
+from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
+from imprint.models.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
     "",
@@ -129,6 +131,43 @@ def test_loads_ids_and_template_of_a_checkpoint(tiny_checkpoint: Path, tmp_path:
     assert load_tokenizer(str(folder)).format_question("x") == "QxA"
     (folder / "tokenizer_config.json").unlink()
     assert load_tokenizer(folder).question_template == DEFAULT_QUESTION_TEMPLATE
+
+
+PREFIXES = {
+    "normalizer": {"normalizer": normalizers.Prepend("▁")},
+    "sequence": {
+        "normalizer": normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    },
+    "metaspace": {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="first")},
+    "bytes": {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
+    "split": {
+        "pre_tokenizer": pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("parts", PREFIXES.values(), ids=PREFIXES)
+def test_text_that_continues_another_gets_no_space(parts: dict[str, Any]) -> None:
+    alphabet = ["▁", "\n", *pre_tokenizers.ByteLevel.alphabet()]
+    vocab = {token: i for i, token in enumerate(alphabet)}
+    inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    for name, part in parts.items():
+        setattr(inner, name, part)
+    tokenizer = Tokenizer(inner)
+    text = "Question:x"
+    plain = [vocab[character] for character in text]
+    assert tokenizer.encode(text, continues=True) == plain
+    assert tokenizer.encode_batch([text, text], continues=True) == [plain, plain]
+    assert tokenizer.decode(tokenizer.encode(text)[:1]) in ("▁", "Ġ")
+    assert tokenizer.encode(text)[1:] == plain
+
+
+def test_text_that_continues_another_is_the_same_without_prefixes(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_batch(TEXTS, continues=True) == tokenizer.encode_batch(TEXTS)
 
 
 def test_unusable_files_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
