@@ -30,7 +30,15 @@ from imprint.models.kernels.lact import (
     step_fast_weights,
     unit_norm,
 )
-from imprint.models.lact_chunks import Memory, Round, join_rounds, plan_rounds, spread, tails
+from imprint.models.lact_chunks import (
+    Memory,
+    Round,
+    follow,
+    join_rounds,
+    plan_rounds,
+    spread,
+    tails,
+)
 from imprint.models.lact_config import LactConfig
 from imprint.models.layers import RMSNorm
 from imprint.models.lora import DeltaLinear, FusedDeltaLinear, LoraDelta
@@ -133,10 +141,7 @@ class LactMixer(Mixer):
             first_B1 = spread(state["position"], batch).unsqueeze(1)
             angles = self._angles(first_B1 + torch.arange(num_tokens, device=x_BTD.device))
             new = {"window_k": self._turn(k_BTD, angles), "window_v": v_BTD, "rates": rates_BTR}
-            joined = {
-                name: torch.cat((spread(state[name], batch), tensor.to(state[name].dtype)), 1)
-                for name, tensor in new.items()
-            }
+            joined = {name: follow(state[name], tensor) for name, tensor in new.items()}
             seen_BTD = self._attend(self._turn(q_BTD, angles), state, joined, positions)
             q_BHTK = self._fast(q_BTD, 0, angles)
             o_BHTK, memories = self._remember(q_BHTK, state, joined, rounds, positions)

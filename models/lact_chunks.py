@@ -146,9 +146,21 @@ class Memory:
 
 
 def spread(tensor: Tensor, batch: int) -> Tensor:
-    """Rows repeated in order until there are `batch` of them; as it is where there are."""
+    """Rows repeated in order until there are `batch` of them, without a copy where all are one."""
     times = batch // tensor.shape[0]
-    return tensor if times == 1 else tensor.repeat_interleave(times, 0)
+    if times == 1:
+        return tensor
+    if tensor.shape[0] == 1 or tensor.stride(0) == 0:
+        return tensor[:1].expand(batch, *tensor.shape[1:])
+    return tensor.repeat_interleave(times, 0)
+
+
+def follow(before_PLD: Tensor, new_BTD: Tensor) -> Tensor:
+    """Earlier tokens, a row of them for B / P rows in order, then new ones: [B, L + T, D]."""
+    rows = before_PLD.shape[0]
+    before = before_PLD.unsqueeze(1).expand(-1, new_BTD.shape[0] // rows, -1, -1)
+    new = torch.unflatten(new_BTD, 0, (rows, -1)).to(before.dtype)
+    return torch.cat((before, new), 2).flatten(0, 1)
 
 
 def tails(

@@ -50,8 +50,13 @@ def unit_norm(x: Tensor) -> Tensor:
 
 
 def read_fast_weights(weights: FastWeights, q_BHTK: Tensor) -> Tensor:
-    """f(q), [B, H, T, K]. Weights of R rows serve B / R rows each, in order, uncopied."""
+    """f(q), [B, H, T, K]. Weights of R rows serve B / R rows each, in order, uncopied.
+
+    Rows of weights that are one and the same memory are read once.
+    """
     batch, heads, num_tokens, width = q_BHTK.shape
+    if all(w.stride(0) == 0 for w in weights):
+        weights = FastWeights(*(w[:1] for w in weights))
     rows = weights.w0.shape[0]
     x = q_BHTK
     if rows != batch:
