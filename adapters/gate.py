@@ -18,13 +18,13 @@ from imprint.adapters.config import MAX_BRANCH_TOKENS, RefineConfig
 from imprint.adapters.rollout import branch_logprobs, read_cues
 from imprint.adapters.selection import select_positions
 from imprint.models.architecture import FastWeightModel
+from imprint.models.hub import NEUTRAL_FILE
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 from imprint.models.tokenizer import Tokenizer
 
 _PROBE_STEP = (1 << 19) - 1  # a step no run reaches: keeps the probe's random stream apart
 _MAX_NEUTRAL_TOKENS = 256
-NEUTRAL_FILE = "neutral.txt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from typing import Final, cast
 
 from imprint.models.errors import CheckpointError, HubError
 
+NEUTRAL_FILE: Final = "neutral.txt"
+"""Text that a checkpoint may bring for the gate, which watches that adapting does not damage it."""
 FETCHED: Final = (
     "config.json",
     "*.safetensors",
@@ -20,7 +22,7 @@ FETCHED: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
     "question_template.jinja",
-    "neutral.txt",
+    NEUTRAL_FILE,
     "README.md",
 )
 """Patterns of the files of a checkpoint; all that is ever downloaded."""

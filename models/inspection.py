@@ -16,11 +16,10 @@ import torch
 from imprint.models.architecture import FastWeightModel
 from imprint.models.checkpoint import plan_checkpoint, skeleton
 from imprint.models.errors import CheckpointError
+from imprint.models.hub import NEUTRAL_FILE
 from imprint.models.registry import load_config
 from imprint.models.shards import stored_tensors
 from imprint.models.tokenizer import Tokenizer, load_tokenizer
-
-NEUTRAL_FILE = "neutral.txt"
 
 T = TypeVar("T")
 
