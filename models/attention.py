@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 64, 512  # queries that go through attention together
+SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
+"""Queries that go through attention together, if a read has so many."""
 
 
 def rotary_angles(positions_BT: Tensor, width: int, theta: float, dtype: torch.dtype) -> Tensor:
@@ -42,7 +43,7 @@ def window_attention(
     i has only the last `num_before[i]`; what stands before them is not looked at.
     """
     num_tokens = q_BHTK.shape[2]
-    size = min(max(window, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+    size = min(max(window, SMALLEST_BLOCK), LARGEST_BLOCK)
     outs = []
     for first in range(0, num_tokens, size):
         last = min(first + size, num_tokens)

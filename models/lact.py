@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from imprint.models.architecture import FastWeightModel, LayerState, Mixer
 from imprint.models.attention import (
+    LARGEST_BLOCK,
     rotary_angles,
     rotate,
     shared_window_attention,
@@ -291,7 +292,8 @@ class LactMixer(Mixer):
         heads = cfg.num_lact_heads
         rates_BHC3 = torch.unflatten(rates_BCR[..., : 3 * heads], -1, (heads, 3)).transpose(1, 2)
         decay_BHC = rates_BCR[..., 3 * heads :].transpose(1, 2) if cfg.use_momentum else None
-        muon_dtype = torch.bfloat16 if cfg.muon_bfloat16 else k_BHCK.dtype
+        rounded = cfg.muon_bfloat16 or self.qkv.weight.dtype == torch.bfloat16
+        muon_dtype = torch.bfloat16 if rounded else k_BHCK.dtype
         moving = memory.select(rows)
         weights, momentum = step_fast_weights(
             moving.effective(initial),
@@ -332,6 +334,21 @@ class LaCT(FastWeightModel):
     def __init__(self, config: LactConfig) -> None:
         layers = range(config.num_hidden_layers)
         super().__init__(config, [LactMixer(config, f"layers.{i}.attn") for i in layers])
+
+    def activation_floats(self, num_tokens: int) -> int:
+        """As for all, with the window read from the state, and the steps that may fall in here.
+
+        A step keeps its whole chunk, however little of it was read; the factors are measured.
+        """
+        cfg = self.config
+        assert isinstance(cfg, LactConfig)
+        steps = (num_tokens - 1) // cfg.lact_chunk_size + 1
+        step_tokens = steps * cfg.lact_chunk_size
+        matrices = 3 * cfg.num_lact_heads * cfg.fast_head_dim * cfg.fast_inner_dim
+        copies = 3 + (1 if cfg.use_momentum else 0) + (21 if cfg.use_muon else 0)
+        floats = (35 * num_tokens + 22 * step_tokens + 2 * cfg.kept_tokens) * cfg.hidden_size
+        floats += num_tokens * (cfg.window_size + LARGEST_BLOCK)
+        return cfg.num_hidden_layers * (floats + (1 + copies * steps) * matrices)
 
     def parameter_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """As for all, and what the fast weights start from stays in float32 like themselves."""

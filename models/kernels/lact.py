@@ -46,7 +46,8 @@ class FastWeights(NamedTuple):
 
 def unit_norm(x: Tensor) -> Tensor:
     """x / (|x| + 1e-5) over the last axis; the epsilon is outside the root, unlike fla's."""
-    return x / (x.norm(dim=-1, keepdim=True) + _EPS)
+    norm: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / (norm + _EPS)
 
 
 def read_fast_weights(weights: FastWeights, q_BHTK: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def read_fast_weights(weights: FastWeights, q_BHTK: Tensor) -> Tensor:
     out = (F.silu(x @ weights.w0.mT) * (x @ weights.w2.mT)) @ weights.w1.mT
     if rows != batch:
         out = out.view(rows, heads, -1, num_tokens, width).transpose(1, 2)
-    return out.reshape(batch, heads, num_tokens, width)
+    return out.reshape(q_BHTK.shape)
 
 
 def step_fast_weights(
@@ -100,7 +101,7 @@ def _ascent(
     weights: FastWeights, k_BHCK: Tensor, v_BHCK: Tensor, rates_BHC3: Tensor
 ) -> FastWeights:
     """Gradient of sum_t lr_t <f(k_t), v_t> in each matrix, with that matrix's own rates."""
-    rate0, rate1, rate2 = rates_BHC3.split(1, -1)
+    rate0, rate1, rate2 = torch.split(rates_BHC3, 1, -1)
     gate, inner = k_BHCK @ weights.w0.mT, k_BHCK @ weights.w2.mT
     sigma = gate.sigmoid()
     opened = gate * sigma
@@ -122,7 +123,8 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + _MUON_EPS)
+    norm: Tensor = x.norm(dim=(-2, -1), keepdim=True)
+    x = x / (norm + _MUON_EPS)
     for a, b, c in _NEWTON_SCHULZ:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

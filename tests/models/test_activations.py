@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imprint.models.config import DeltaNetConfig, GatedDeltaNetConfig, ModelConfig
+from imprint.models.lact_config import LactConfig
 from imprint.models.lora import LoraDelta
 from imprint.models.registry import build_model
 
@@ -17,6 +18,23 @@ CONFIGS: dict[str, ModelConfig] = {
     "delta_net": DeltaNetConfig(**SIZES, num_heads=4),
     "gated_deltanet": GatedDeltaNetConfig(**SIZES, num_heads=4, head_dim=64, expand_v=1.0),
     "gated_deltanet_wide": GatedDeltaNetConfig(**SIZES, num_heads=3, head_dim=64, expand_v=2.0),
+    "lact": LactConfig(
+        **SIZES,
+        num_attn_heads=4,
+        num_lact_heads=2,
+        lact_chunk_size=64,
+        window_size=128,
+        w0_w2_low_rank=8,
+        use_muon=True,
+    ),
+    "lact_in_one_chunk": LactConfig(
+        **SIZES,
+        num_attn_heads=4,
+        num_lact_heads=2,
+        lact_chunk_size=256,
+        window_size=256,
+        use_momentum=False,
+    ),
 }
 
 
