@@ -14,7 +14,9 @@ from imprint.models.errors import CheckpointError
 class LactConfig(ModelConfig):
     """LaCT (Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884).
 
-    Key names and defaults are those of the published language model (`lact_swiglu`).
+    Key names and defaults are those of the published language model (`lact_swiglu`). Its keys
+    `fp32_states` and `use_fused_kernel` say how it rounds; here the fast weights are always kept
+    and stepped in float32 at least.
     """
 
     model_type: str = "lact_swiglu"
