@@ -38,6 +38,7 @@ from imprint.models.lact_chunks import (
     join_rounds,
     plan_rounds,
     spread,
+    spread_memory,
     tails,
 )
 from imprint.models.lact_config import LactConfig
@@ -157,12 +158,11 @@ class LactMixer(Mixer):
         read = read if stops is None else torch.tensor(stops, device=x_BTD.device)
         new_state["position"] = spread(state["position"], batch) + read
         if stops is None:
-            kept = memories[-1].to_state()
-            new_state |= {name: spread(tensor, batch) for name, tensor in kept.items()}
+            new_state |= spread_memory(memories[-1:], batch)
         else:
             ends = [part.ends[0] for part in rounds if part.closing]
-            at_stops = [memories[sum(end <= stop for end in ends)].to_state() for stop in stops]
-            new_state |= {name: torch.cat([m[name] for m in at_stops]) for name in at_stops[0]}
+            at_stops = [memories[sum(end <= stop for end in ends)] for stop in stops]
+            new_state |= spread_memory(at_stops, len(stops))
         return self.o_proj(mixed_BTD, delta), new_state
 
     def initial_weights(self) -> FastWeights:

@@ -155,6 +155,15 @@ def spread(tensor: Tensor, batch: int) -> Tensor:
     return tensor.repeat_interleave(times, 0)
 
 
+def spread_memory(memories: Sequence[Memory], batch: int) -> LayerState:
+    """A state's share of one memory for all rows, or of one memory for each row."""
+    first = memories[0].to_state()
+    if all(memory is memories[0] for memory in memories):
+        return {name: spread(tensor, batch) for name, tensor in first.items()}
+    states = [memory.to_state() for memory in memories]
+    return {name: torch.cat([state[name] for state in states]) for name in first}
+
+
 def follow(before_PLD: Tensor, new_BTD: Tensor) -> Tensor:
     """Earlier tokens, a row of them for B / P rows in order, then new ones: [B, L + T, D]."""
     rows = before_PLD.shape[0]

@@ -45,8 +45,9 @@ class LactConfig(ModelConfig):
     use_muon: bool = False
     """Orthogonalise every step of the fast weights by Newton-Schulz iterations."""
     muon_bfloat16: bool = False
-    """Iterate in bfloat16, as the published code does, also where the model has been loaded in more.
-    A key of ours: bfloat16 magnifies rounding, so reading in pieces is not reading at once."""
+    """Iterate in bfloat16, as the published code does, even if the model is loaded in more than
+    that. A key of ours: bfloat16 magnifies rounding, so reading in pieces is not reading at once.
+    """
     w0_w2_low_rank: int = -1
     """Rank of the initial W0 and W2 beside half the identity; 0 or less: full matrices."""
     fw_init_gain: float = 0.5
