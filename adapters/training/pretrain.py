@@ -12,6 +12,8 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imprint.adapters.evaluation.wordings import RULER, TRAINING
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.tasks import Sample, Tasks
 from imprint.adapters.training.tokenizer import train_tokenizer
 from imprint.models.checkpoint import load_model, save_model
 from imprint.models.deltanet import DeltaNet, DeltaNetMixer
+from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
 from imprint.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -81,6 +85,19 @@ def prime_induction(model: DeltaNet) -> None:
             conv.weight[: conv.weight.shape[0] // model.config.num_heads, 0, tap] = 1.0
 
 
+def tokenizer_texts(prose: Prose, seed: int) -> Iterator[str]:
+    """Prose, and the wordings with words of the corpus for keys, so that they are few tokens."""
+    yield from (" ".join(document) for document in prose.documents[:200])
+    rng = random.Random(seed)
+    for _ in range(300):
+        for wording in (RULER, *TRAINING):
+            key, value = f"{rng.choice(prose.words)} {rng.choice(prose.words)}", "0"
+            yield wording.needle.format(key=key, value=value)
+            question = wording.question.format(query=key)
+            yield DEFAULT_QUESTION_TEMPLATE.format(question=question)
+            yield wording.prefix.format(query=key)
+
+
 def draw_batch(config: PretrainConfig, tasks: Tasks, step: int, num_tokens: int) -> Batch:
     """Tokens [B, T], loss weights [B, T] and the kind of each row; the step decides everything."""
     rng = random.Random(f"{config.seed}:{step}")
@@ -99,7 +116,7 @@ def draw_batch(config: PretrainConfig, tasks: Tasks, step: int, num_tokens: int)
 
 
 def weighted_loss(model: DeltaNet, tokens_BT: Tensor, weights_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy weighted per predicted token, and which predictions were right [B, T - 1]."""
+    """Weighted sum of the cross-entropies, and which predictions were right [B, T - 1]."""
     hidden_BTD, _ = model(tokens_BT)
     keep_BT = weights_BT[:, 1:] > 0
     logits_NV = model.lm_head(hidden_BTD[:, :-1][keep_BT]).float()
@@ -108,7 +125,7 @@ def weighted_loss(model: DeltaNet, tokens_BT: Tensor, weights_BT: Tensor) -> tup
     losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
     right_BT = torch.zeros_like(keep_BT)
     right_BT[keep_BT] = logits_NV.argmax(-1) == targets_N
-    return (losses_N * weights_N).sum() / weights_N.sum(), right_BT
+    return (losses_N * weights_N).sum(), right_BT
 
 
 def _load(folder: Path) -> DeltaNet:
@@ -122,9 +139,16 @@ class Pretraining:
     """One run in one folder, from nothing or from the weights of the checkpoint `init`."""
 
     def __init__(
-        self, config: PretrainConfig, corpus: list[Path], out: Path, *, init: Path | None = None
+        self,
+        config: PretrainConfig,
+        corpus: list[Path],
+        out: Path,
+        *,
+        init: Path | None = None,
+        threads: int = 1,
     ) -> None:
-        self.config, self.out, self.init = config, out, init
+        self.config, self.out, self.init, self.threads = config, out, init, threads
+        self.pool = ThreadPoolExecutor(threads)
         prose = Prose(corpus, max_chars=config.max_corpus_chars, seed=config.seed)
         out.mkdir(parents=True, exist_ok=True)
         if init is not None:
@@ -132,8 +156,7 @@ class Pretraining:
                 shutil.copyfile(init / name, out / name)
         if not (out / "tokenizer.json").exists():
             log.info("training a tokenizer of %d tokens", config.model.vocab_size)
-            texts = (" ".join(document) for document in prose.documents[:1500])
-            train_tokenizer(texts, config.model.vocab_size, out)
+            train_tokenizer(tokenizer_texts(prose, config.seed), config.model.vocab_size, out)
         self.tasks = Tasks(prose, load_tokenizer(out))
         self.step = self.num_tokens = 0
         self.seconds = 0.0
@@ -208,9 +231,20 @@ class Pretraining:
         tokens_BT, weights_BT, kinds = draw_batch(
             self.config, self.tasks, self.step, self.num_tokens
         )
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, right_BT = weighted_loss(self.model, tokens_BT, weights_BT)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total_weight = weights_BT[:, 1:].sum()
+
+        def learn(part: tuple[Tensor, Tensor]) -> tuple[float, Tensor]:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, right_BT = weighted_loss(self.model, *part)
+            loss = loss / total_weight
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.item(), right_BT
+
+        # rows of a batch in parallel: small operations gain nothing from threads of their own
+        parts = zip(tokens_BT.chunk(self.threads), weights_BT.chunk(self.threads), strict=True)
+        results = list(self.pool.map(learn, parts))
+        loss = sum(part_loss for part_loss, _ in results)
+        right_BT = torch.cat([right_BT for _, right_BT in results])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizers.step(self.config.rate_at(self.step, self.num_tokens))
         answer_BT = weights_BT[:, 1:] >= 1.0
@@ -220,7 +254,7 @@ class Pretraining:
                 self.right[kind] = [*self.right.get(kind, []), share][-200:]
         self.step += 1
         self.num_tokens += tokens_BT.numel()
-        return loss.item()
+        return loss
 
     def _accuracy(self) -> str:
         return " ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(self.right.items()))
@@ -237,5 +271,5 @@ def pretrain(
     files = sorted(corpus.glob("train-*.jsonl.zst"))
     if not files:
         raise ValueError(f"{corpus} holds no train-*.jsonl.zst files")
-    torch.set_num_threads(threads)
-    Pretraining(PretrainConfig.load(config_path), files, out, init=init).run()
+    torch.set_num_threads(1)
+    Pretraining(PretrainConfig.load(config_path), files, out, init=init, threads=threads).run()

@@ -60,6 +60,22 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     assert load_tokenizer(tmp_path / "whole" / "final").vocab_size == config.model.vocab_size
 
 
+def test_two_threads_share_a_batch_and_take_the_same_step(
+    config_file: Path, corpus: Path, tmp_path: Path
+) -> None:
+    files = sorted(corpus.glob("*.zst"))
+    config = PretrainConfig.load(config_file)
+    runs = [Pretraining(config, files, tmp_path / f"{n}", threads=n) for n in (1, 2)]
+    losses = [run.take_step() for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for one, two in zip(*(run.model.parameters() for run in runs), strict=True):
+        assert torch.allclose(one, two, atol=1e-3)
+    again = Pretraining(config, files, tmp_path / "again", threads=2)
+    again.take_step()
+    for two, other in zip(runs[1].model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(two, other)
+
+
 def test_a_run_can_start_from_a_checkpoint(config_file: Path, corpus: Path, tmp_path: Path) -> None:
     files = sorted(corpus.glob("*.zst"))
     config = PretrainConfig.load(config_file)

@@ -9,9 +9,9 @@ import pytest
 
 from imprint.adapters.evaluation.wordings import HELD_OUT
 from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
-from imprint.adapters.training.tasks import Tasks
+from imprint.adapters.training.tasks import PROSE_SHARE, PROSE_WEIGHT, Tasks
 
-KINDS = ("repeat", "needles", "ruler", "dense", "pairs", "prose")
+KINDS = ("repeat", "needles", "ruler", "dense", "pairs", "associations", "prose")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,6 +44,27 @@ def test_every_answer_stands_in_the_document_before_its_question(tasks: Tasks, k
                 assert number in before
                 checked += 1
     assert checked > 30
+
+
+def test_an_association_is_asked_with_the_value_that_its_key_has(tasks: Tasks) -> None:
+    checked = 0
+    for seed in range(30):
+        sample = tasks.draw("associations", random.Random(seed), 256)
+        for start, stop in answer_spans(sample.weights):
+            value = tasks.tokenizer.decode(sample.tokens[start:stop])
+            line = tasks.tokenizer.decode(sample.tokens[:start]).rsplit("\n", 1)[-1]
+            before = tasks.tokenizer.decode(sample.tokens[: start - 1])
+            if stop < len(sample.tokens) and line:  # not cut off at the end
+                assert value in before
+                checked += 1
+    assert checked > 100
+
+
+def test_some_of_the_prose_is_predicted_and_weighs_the_same_in_all(tasks: Tasks) -> None:
+    sample = tasks.draw("prose", random.Random(2), 2048)
+    predicted = [weight for weight in sample.weights if weight > 0]
+    assert len(predicted) / 2048 == pytest.approx(PROSE_SHARE, abs=0.04)
+    assert sum(sample.weights) / 2048 == pytest.approx(PROSE_WEIGHT, rel=0.15)
 
 
 def test_repeats_weigh_one_where_the_span_has_been_seen(tasks: Tasks) -> None:
