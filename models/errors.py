@@ -11,3 +11,7 @@ class CheckpointError(ModelError):
 
 class HubError(CheckpointError):
     """The Hugging Face Hub, or its cache here, does not give a checkpoint; the message says why."""
+
+
+class KernelError(ModelError):
+    """The kernels that were asked for cannot run here; the message says what to change."""
