@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     """Device of the worker, as torch names it."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the base weights; recurrent states and deltas stay float32."""
+    kernels: Literal["auto", "reference", "triton"] = "auto"
+    """Kernels of the worker: auto takes Triton's where they run, reference plain torch, and triton
+    stops with a reason where Triton cannot run."""
     threads: int = Field(default=1, ge=1)
     """Threads of torch per worker; leave one core to the API process."""
     num_workers: int = Field(default=1, ge=1)
@@ -156,6 +159,7 @@ class Settings(BaseSettings):
             heartbeat_timeout_s=self.heartbeat_timeout_s,
             max_waiting_requests=self.max_active_requests,
             log_level=self.log_level,
+            kernels=self.kernels,
         )
 
 

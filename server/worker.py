@@ -23,6 +23,7 @@ import zmq
 
 from imprint.adapters.gate import load_neutral
 from imprint.models import ModelError, load_model, load_tokenizer, weights_hash
+from imprint.models.kernels import uses_triton
 from imprint.server.engine import Engine
 from imprint.server.messages import Drain, FromWorker, Heartbeat, Ready, decode_to_worker, encode
 from imprint.server.tasks import Emit
@@ -123,6 +124,7 @@ def load_engine(config: WorkerConfig, emit: Emit) -> tuple[Engine, Ready]:
     folder = Path(config.model)
     dtype: torch.dtype = getattr(torch, config.dtype)
     model = load_model(folder, device=config.device, dtype=dtype)
+    uses_triton(model.device)  # decided, and checked, before anything is served
     tokenizer = load_tokenizer(folder)
     model_hash = weights_hash(model)
     engine = Engine(

@@ -68,3 +68,5 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Times that an adaptation may start before a dying worker fails it."""
     log_level: str = "info"
     """Level of the workers' logs."""
+    kernels: str = "auto"
+    """`IMPRINT_KERNELS` of the workers."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from imprint.models.kernels import VARIABLE as KERNELS_VARIABLE
 from imprint.server.messages import Heartbeat, Ready
 from imprint.server.worker_config import PoolConfig, WorkerStart
 
@@ -97,6 +98,7 @@ class WorkerProcess:
             "-m",
             "imprint.server.worker",
             msgspec.json.encode(start).decode(),
+            env={**os.environ, KERNELS_VARIABLE: self._config.kernels},
             start_new_session=True,  # a Ctrl-C in the terminal is for the API process alone
         )
 

@@ -65,8 +65,15 @@ def test_misspelled_variables_are_found() -> None:
 
 
 def test_settings_reach_the_pool(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, num_slots=3, num_workers=2, max_active_requests=7)
+    settings = Settings(
+        data_dir=tmp_path,
+        num_slots=3,
+        num_workers=2,
+        max_active_requests=7,
+        kernels="reference",
+    )
     config = settings.pool_config()
+    assert config.kernels == "reference"
     assert config.num_workers == 2
     assert config.worker.num_slots == 3
     assert config.worker.max_waiting_requests == config.max_waiting_requests == 7
