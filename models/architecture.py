@@ -46,6 +46,22 @@ class Mixer(nn.Module, ABC):
     ) -> tuple[Tensor, LayerState]:
         """Mix T >= 1 normalised inputs into `state`; see `FastWeightModel.forward`."""
 
+    same_work_each_step: ClassVar[bool] = False
+    """Whether `step_` runs the same kernels whatever the state holds, and never waits for the
+    device: what a CUDA graph needs."""
+
+    def step_(
+        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor, delta: LoraDelta | None
+    ) -> Tensor:
+        """One token a row, mixed into the given rows of `pool` in place; see
+        `FastWeightModel.step_`."""
+        state = {name: tensor.index_select(0, rows_B) for name, tensor in pool.items()}
+        mixed_B1D, new_state = self(x_BD.unsqueeze(1), state, delta, None, None)
+        for name, tensor in new_state.items():
+            pool[name].index_copy_(0, rows_B, tensor.to(pool[name].dtype))
+        mixed_BD: Tensor = mixed_B1D[:, 0]
+        return mixed_BD
+
     def reset_parameter(self, name: str, parameter: nn.Parameter, draw: torch.Generator) -> bool:
         """Set the parameter of this name (in the mixer) if it needs a start of its own.
 
@@ -75,6 +91,15 @@ class Layer(nn.Module):
         mixed_BTD, new_state = self.attn(self.attn_norm(x_BTD), state, delta, lengths_B, stops)
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD), delta), new_state
+
+    def step_(
+        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor, delta: LoraDelta | None
+    ) -> Tensor:
+        mixer: Mixer = self.attn
+        x_BD = x_BD + mixer.step_(self.attn_norm(x_BD), pool, rows_B, delta)
+        # deltas take [B, T, D]
+        mixed_B1D: Tensor = self.mlp(self.mlp_norm(x_BD).unsqueeze(1), delta)
+        return x_BD + mixed_B1D[:, 0]
 
 
 class Trunk(nn.Module):
@@ -141,6 +166,32 @@ class FastWeightModel(nn.Module):
             x_BTD, new_layer = layer(x_BTD, layer_state, delta, lengths_B, stops)
             new_layers.append(new_layer)
         return self.model.norm(x_BTD), RecurrentState(tuple(new_layers))
+
+    @torch.no_grad()
+    def step_(
+        self,
+        tokens_B: Tensor,
+        pool: RecurrentState,
+        rows_B: Tensor,
+        *,
+        delta: LoraDelta | None = None,
+    ) -> Tensor:
+        """Read one token into each of the rows `rows_B` of `pool`, in place, without gradients.
+
+        Returns hidden states [B, D] after the final norm. The rows must differ, except for padding
+        that nobody reads; those not named are left alone. After an error they mean nothing.
+        """
+        x_BD = self.model.embeddings(tokens_B)
+        for layer, layer_pool in zip(self.model.layers, pool.layers, strict=True):
+            assert isinstance(layer, Layer)
+            x_BD = layer.step_(x_BD, layer_pool, rows_B, delta)
+        hidden_BD: Tensor = self.model.norm(x_BD)
+        return hidden_BD
+
+    @property
+    def same_work_each_step(self) -> bool:
+        """Whether a CUDA graph can replay `step_`."""
+        return all(mixer.same_work_each_step for mixer in self.mixers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., V] in float32 at least."""

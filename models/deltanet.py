@@ -6,6 +6,7 @@ Shapes: B = batch, T = tokens, D = model width, H = heads, K / V = key / value w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from imprint.models.architecture import FastWeightModel, LayerState, Mixer
 from imprint.models.config import DeltaNetConfig, GatedDeltaNetConfig
-from imprint.models.kernels.delta_rule import chunk_delta_rule, step_delta_rule
+from imprint.models.kernels.choice import pool_step_for, read_delta_rule
+from imprint.models.kernels.delta_rule import step_delta_rule
+from imprint.models.kernels.pool_step import Projected, StepWeights
 from imprint.models.layers import RMSNorm, ShortConvolution, l2_normalize
 from imprint.models.lora import DeltaLinear, LoraDelta
 
@@ -21,8 +24,11 @@ from imprint.models.lora import DeltaLinear, LoraDelta
 class DeltaNetMixer(Mixer):
     """Project, convolve, write and read the fast weights, normalise.
 
-    A gated variant overrides `_gates` and `_delta_rule`.
+    A gated variant overrides `_gates` and `_delta_rule`, and for decoding `_decay` and
+    `_step_weights`.
     """
+
+    same_work_each_step: ClassVar[bool] = True
 
     def __init__(self, config: DeltaNetConfig | GatedDeltaNetConfig, target: str) -> None:
         super().__init__()
@@ -118,8 +124,47 @@ class DeltaNetMixer(Mixer):
             return o_BHV.unsqueeze(1), state if stops is None else state.expand(
                 len(stops), -1, -1, -1
             )
-        o_BHTV, state = chunk_delta_rule(q, k, v, beta, state, stops=stops)
+        o_BHTV, state = read_delta_rule(q, k, v, beta, None, state, stops=stops)
         return o_BHTV.transpose(1, 2), state
+
+    def step_(
+        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor, delta: LoraDelta | None
+    ) -> Tensor:
+        cfg, x_B1D = self.config, x_BD.unsqueeze(1)
+
+        def project(linear: DeltaLinear, num_heads: int) -> Tensor:
+            return torch.unflatten(linear(x_B1D, delta)[:, 0], -1, (num_heads, -1))
+
+        token = Projected(
+            q_BHK=project(self.q_proj, cfg.num_heads),
+            k_BHK=project(self.k_proj, cfg.num_heads),
+            v_BGV=project(self.v_proj, cfg.num_value_heads),
+            beta_BG=self.b_proj(x_B1D, delta)[:, 0] if cfg.use_beta else None,
+            decay_BG=self._decay(x_B1D, delta),
+            gate_BGV=project(self.g_proj, cfg.num_value_heads) if cfg.use_gate else None,
+        )
+        o_BGV = pool_step_for(pool["S"])(token, self._step_weights(), pool, rows_B)
+        mixed_B1D: Tensor = self.o_proj(o_BGV.flatten(1).unsqueeze(1), delta)
+        return mixed_B1D[:, 0]
+
+    def _decay(self, x_B1D: Tensor, delta: LoraDelta | None) -> Tensor | None:
+        """What the decay of the fast weights is computed from [B, H]; None: they do not fade."""
+        return None
+
+    def _step_weights(self) -> StepWeights:
+        cfg = self.config
+        taps = None
+        if cfg.use_short_conv:
+            q, k, v = (
+                conv.weight.squeeze(1) for conv in (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+            )
+            taps = (q, k, v)
+        return StepWeights(
+            taps=taps,
+            norm_V=self.o_norm.weight,
+            norm_eps=self.o_norm.eps,
+            max_beta=2.0 if cfg.allow_neg_eigval else 1.0,
+        )
 
 
 def zero_padding(x_BTH: Tensor, lengths_B: Tensor | None) -> Tensor:

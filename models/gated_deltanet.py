@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from imprint.models.architecture import FastWeightModel
 from imprint.models.config import GatedDeltaNetConfig
 from imprint.models.deltanet import DeltaNetMixer, zero_padding
-from imprint.models.kernels.gated_delta_rule import chunk_gated_delta_rule, step_gated_delta_rule
+from imprint.models.kernels.choice import read_delta_rule
+from imprint.models.kernels.gated_delta_rule import step_gated_delta_rule
+from imprint.models.kernels.pool_step import StepWeights
 from imprint.models.lora import DeltaLinear, LoraDelta
 
 _MAX_RATE = 16.0
@@ -67,8 +70,16 @@ class GatedDeltaNetMixer(DeltaNetMixer):
             if stops is not None:
                 state = state.expand(len(stops), -1, -1, -1)
             return o_BHV.unsqueeze(1), state
-        o_BHTV, state = chunk_gated_delta_rule(q, k, v, beta, log_decay, state, stops=stops)
+        o_BHTV, state = read_delta_rule(q, k, v, beta, log_decay, state, stops=stops)
         return o_BHTV.transpose(1, 2), state
+
+    def _decay(self, x_B1D: Tensor, delta: LoraDelta | None) -> Tensor | None:
+        decay_BH: Tensor = self.a_proj(x_B1D, delta)[:, 0]
+        return decay_BH
+
+    def _step_weights(self) -> StepWeights:
+        weights = super()._step_weights()
+        return replace(weights, log_rate_G=self.A_log, step_bias_G=self.dt_bias)
 
     def reset_parameter(self, name: str, parameter: nn.Parameter, draw: torch.Generator) -> bool:
         """Rates exp(A_log) uniform up to 16; steps softplus(dt_bias) log-uniform in 1e-3 ... 1e-1,

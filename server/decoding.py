@@ -1,7 +1,8 @@
 """One batch of sequences through the model: gather slots, stack deltas, run, sample, scatter.
 
 Knows tensors and slots; knows nothing of queues, deadlines or text. A slot is written only after
-the whole batch has succeeded, so a batch that raised can be run again, in parts.
+all rows have succeeded, so a batch that raised can be run again, in parts. On a GPU tokens are
+decoded in place instead, which can not: there, an error ends all sequences of the batch.
 Shapes: B = rows, T = tokens, V = vocabulary.
 """
 
@@ -14,14 +15,23 @@ from torch import Tensor
 from imprint.models import (
     FastWeightModel,
     LoraDelta,
+    RecurrentState,
     counter_uniform,
     decode,
     prefill,
     sample_tokens,
 )
+from imprint.models.pool_decoder import PoolDecoder
 from imprint.server.sequence import Sequence
 from imprint.server.slot_states import SlotStates
-from imprint.server.slots import SlotHandle
+from imprint.server.slots import NULL_SLOT, SlotHandle
+
+
+class BrokenStepError(Exception):
+    """A step in place broke off, and the slots of its batch hold nothing of use.
+
+    Not a RuntimeError, because such a batch cannot be run again. Its cause says what happened.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +50,22 @@ class Row:
 class Decoder:
     """Runs batches on one model; remembers the last stack of deltas, which rarely changes."""
 
-    def __init__(self, model: FastWeightModel, slots: SlotStates) -> None:
+    def __init__(
+        self, model: FastWeightModel, slots: SlotStates, *, in_place: bool | None = None
+    ) -> None:
+        """`in_place`: decode without copying slots out and back; None: where there is a GPU."""
         self._model = model
         self._slots = slots
+        if in_place is None:
+            in_place = model.device.type == "cuda"
+        self._steps = PoolDecoder(model, slots.pool, padding_row=NULL_SLOT) if in_place else None
         self._stacked: tuple[list[LoraDelta | None], LoraDelta] | None = None
 
     def forget(self) -> None:
-        """Drop the remembered stack: it holds copies of deltas."""
+        """Drop the remembered stack and what graphs hold: these are copies of deltas."""
         self._stacked = None
+        if self._steps is not None:
+            self._steps.forget()
 
     def run(self, rows: Seq[Row]) -> list[int | None]:
         """Read each row's tokens into its slot and sample one token after them.
@@ -55,15 +73,34 @@ class Decoder:
         None stands for a row whose logits were not finite. Rows are split into batches only where
         their deltas differ in rank or targets.
         """
-        tokens: dict[int, int | None] = {}
-        for batch in _by_shape(rows):
-            for row, token in zip(batch, self._run_batch(batch), strict=True):
-                tokens[id(row)] = token
+        batches = _by_shape(rows)
+        if self._steps is not None and all(len(row.tokens) == 1 for row in rows):
+            sampled = [self._step(self._steps, batch) for batch in batches]
+        else:
+            outcomes = [self._read(batch) for batch in batches]
+            for batch, (_, state) in zip(batches, outcomes, strict=True):
+                self._slots.write([row.slot for row in batch], state)
+            sampled = [tokens for tokens, _ in outcomes]
+        tokens = {
+            id(row): token
+            for batch, batch_tokens in zip(batches, sampled, strict=True)
+            for row, token in zip(batch, batch_tokens, strict=True)
+        }
         return [tokens[id(row)] for row in rows]
 
-    def _run_batch(self, rows: list[Row]) -> list[int | None]:
-        handles = [row.slot for row in rows]
-        state = self._slots.read(handles)
+    def _step(self, steps: PoolDecoder, rows: list[Row]) -> list[int | None]:
+        """One token a row, in place."""
+        slots = self._slots.rows([row.slot for row in rows])
+        delta = self._stack([row.delta for row in rows])
+        try:
+            logits_BV = steps.decode([row.tokens[0] for row in rows], slots, delta)
+            return _sample(logits_BV, rows)
+        except RuntimeError as error:
+            raise BrokenStepError("a step in place failed") from error
+
+    def _read(self, rows: list[Row]) -> tuple[list[int | None], RecurrentState]:
+        """Any number of tokens a row; the states thereafter are still to be written."""
+        state = self._slots.read([row.slot for row in rows])
         delta = self._stack([row.delta for row in rows])
         lengths = [len(row.tokens) for row in rows]
         device = self._model.device
@@ -81,9 +118,7 @@ class Decoder:
                 delta=delta,
                 lengths_B=lengths_B,
             )
-        sampled = _sample(logits_BV, rows)
-        self._slots.write(handles, state)
-        return sampled
+        return _sample(logits_BV, rows), state
 
     def _stack(self, deltas: list[LoraDelta | None]) -> LoraDelta | None:
         present = [delta for delta in deltas if delta is not None]

@@ -21,6 +21,15 @@ class SlotStates:
     def nbytes(self) -> int:
         return self._states.nbytes
 
+    @property
+    def pool(self) -> RecurrentState:
+        """All slots, the null slot first: for decoding in place on the rows of live handles."""
+        return self._states
+
+    def rows(self, handles: Sequence[SlotHandle]) -> list[int]:
+        """The rows of the pool that are the slots of these handles."""
+        return [self.table.index(handle) for handle in handles]
+
     def allocate(self, initial: RecurrentState | None) -> SlotHandle | None:
         """A zeroed slot holding a copy of `initial` (None: a document's start), or None if full."""
         handle = self.table.allocate()
@@ -32,11 +41,11 @@ class SlotStates:
 
     def read(self, handles: Sequence[SlotHandle]) -> RecurrentState:
         """A batch with a copy of each slot, in order."""
-        return self._states.select([self.table.index(handle) for handle in handles])
+        return self._states.select(self.rows(handles))
 
     def write(self, handles: Sequence[SlotHandle], states: RecurrentState) -> None:
         """Put row i of `states` into slot i."""
-        self._states.write_([self.table.index(handle) for handle in handles], states)
+        self._states.write_(self.rows(handles), states)
 
     def free(self, handle: SlotHandle) -> None:
         """Zero a slot and give it back."""

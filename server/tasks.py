@@ -100,8 +100,10 @@ class RequestTask:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of host or device, has run out."""
+    """Whether an error, or its cause, says that memory, of host or device, has run out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if error.__cause__ is not None and is_out_of_memory(error.__cause__):
         return True
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 

@@ -137,7 +137,8 @@ def chunk_delta_rule(
                 read = stop - n * size
                 stopped.append(torch.baddbmm(state, kt_n[:, :, :read], value[:, :read]))
         state = torch.baddbmm(state, kt_n, value)
-    o = torch.stack(reads, 1) + attention @ torch.stack(new_values, 1)
+    pairs = (torch.stack(reads, 1), attention, torch.stack(new_values, 1))
+    o = torch.baddbmm(*(x.flatten(0, 1) for x in pairs))
     o = o.reshape(batch, heads, num_tokens + pad, v.shape[-1])[:, :, :num_tokens]
     if stops is not None:
         return o, torch.stack(stopped)

@@ -67,7 +67,8 @@ def chunk_gated_delta_rule(
         return _one_chunk_of_shared_states(q, k_end, u, w, attention, last, state, num_tokens)
     state = (state.repeat_interleave(shared, 0) if shared > 1 else state).flatten(0, 1)
     new_values, reads, states = _walk(q, k, u, w, since, between, state, stops)
-    o = torch.stack(reads, 1) + attention @ torch.stack(new_values, 1)
+    pairs = (torch.stack(reads, 1), attention, torch.stack(new_values, 1))
+    o = torch.baddbmm(*(x.flatten(0, 1) for x in pairs))
     o = o.reshape(batch, heads, num_tokens + pad, v.shape[-1])[:, :, :num_tokens]
     if stops is not None:
         return o, torch.stack(states)

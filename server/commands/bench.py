@@ -1,4 +1,4 @@
-"""`imprint bench`: what a step and an answer cost on this machine."""
+"""`imprint bench`: what kernels, a step and an answer cost on this machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from imprint.server.commands.common import (
     model_folder,
     write_json,
 )
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,6 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     step.add_argument("--rollout-length", type=int, default=5, metavar="N", help="rollout tokens")
     step.add_argument("--repeats", type=int, default=7, metavar="N", help="timed pairs")
     step.set_defaults(run=run_step)
+    _add_kernels(benchmarks)
     answer = benchmarks.add_parser(
         "answer",
         help="time to first token, idle and while a long document is adapted",
@@ -50,6 +53,31 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--document-tokens", type=int, default=1024, metavar="N", help="length of the document")
     add("--background-tokens", type=int, default=16384, metavar="N", help="length of the other one")
     answer.set_defaults(run=run_answer)
+
+
+def _add_kernels(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    kernels = benchmarks.add_parser(
+        "kernels",
+        help="the delta rules against the matmul rate; reading and decoding with the model",
+        description=(
+            "Time the chunkwise delta rules against the rate of a matmul in the same run, reading "
+            "in tokens per second, and a decoding step of several sequences against one."
+        ),
+    )
+    _add_common(kernels)
+    add = kernels.add_argument
+    add("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
+    add("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
+    add("--num-tokens", type=int, default=4096, metavar="N", help="tokens that are read")
+    add("--segment-tokens", type=int, default=2048, metavar="N", help="tokens read at a time")
+    add("--heads", type=int, default=8, metavar="N", help="heads of the delta rules")
+    add(
+        "--batch-sizes",
+        metavar="N,N",
+        help="sequences that decode together; default: 1,32 on a CPU, 1,16,64,256 on a GPU",
+    )
+    add("--repeats", type=int, default=7, metavar="N", help="timed calls of each")
+    kernels.set_defaults(run=run_kernels)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +106,52 @@ def run_step(arguments: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     _write(numbers, as_json=arguments.json)
     return 0
+
+
+def run_kernels(arguments: argparse.Namespace) -> int:
+    """Run `imprint.models.kernel_benchmark`."""
+    _check(arguments, "threads", "num_tokens", "segment_tokens", "heads", "repeats")
+    on_gpu = arguments.device != "cpu"
+    sizes = arguments.batch_sizes or ("1,16,64,256" if on_gpu else "1,32")
+    try:
+        batch_sizes = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        batch_sizes = ()
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise UsageError(f"--batch-sizes needs numbers of at least 1, as 1,32; got {sizes!r}")
+    import torch
+
+    from imprint.models.kernel_benchmark import KernelBenchmark, run_kernel_benchmark
+
+    _check_device(arguments.device)
+    dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
+    config = KernelBenchmark(
+        model=model_folder(arguments.model, arguments.revision).folder,
+        device=arguments.device,
+        dtype=getattr(torch, dtype),
+        threads=arguments.threads,
+        num_tokens=arguments.num_tokens,
+        segment_tokens=arguments.segment_tokens,
+        heads=arguments.heads,
+        batch_sizes=batch_sizes,
+        repeats=arguments.repeats,
+    )
+    _write(run_kernel_benchmark(config, _say), as_json=arguments.json)
+    return 0
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"--device {name}: there are {found} CUDA devices here")
 
 
 def run_answer(arguments: argparse.Namespace) -> int:

@@ -253,6 +253,36 @@ def test_bench_answer_prints_json(tiny_checkpoint, capsys):
     assert {"idle", "adapting", "longest_quantum_s"} < set(numbers)
 
 
+def test_bench_kernels_prints_json(tiny_checkpoint, capsys):
+    code = main(
+        f"bench kernels --model {tiny_checkpoint} --num-tokens 48 --segment-tokens 32 --heads 1 "
+        "--batch-sizes 1,3 --repeats 2 --json".split()
+    )
+    assert code == 0
+    numbers = json.loads(capsys.readouterr().out)
+    for name in ("delta_rule_64", "gated_delta_rule_128"):
+        assert numbers[name]["share_of_matmul_rate"] > 0
+    assert numbers["delta_rule_64"]["chunk_size"] == 32
+    assert numbers["reading"]["tokens_per_s"] > 0
+    assert numbers["decoding"]["batch_3_over_1_with_deltas"] > 0
+    assert list(numbers["decoding"]["without_deltas"]) == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--device", "abacus", "--device must be cpu, cuda or cuda:N"),
+        ("--device", "meta", "--device must be cpu, cuda or cuda:N"),
+        ("--device", "cuda:99", "CUDA devices here"),
+        ("--batch-sizes", "1,many", "--batch-sizes needs numbers"),
+        ("--heads", "0", "--heads must be at least 1"),
+    ],
+)
+def test_bench_kernels_tells_what_it_cannot_use(flag, value, told, capsys):
+    assert main(["bench", "kernels", flag, value]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_eval_prints_one_json_report(tiny_checkpoint, tmp_path, capsys):
     predictions = tmp_path / "predictions.jsonl"
     code = main(

@@ -1,0 +1,113 @@
+"""Decoding in place on a pool equals decoding on copies, for every architecture."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from imprint.models import DeltaNetConfig, GatedDeltaNetConfig, LoraDelta, RecurrentState
+from imprint.models.architecture import FastWeightModel
+from imprint.models.generate import decode, prefill
+from imprint.models.pool_decoder import GRAPH_SIZES, PoolDecoder
+from imprint.models.registry import build_model
+
+ROWS = [3, 1, 4]
+NUM_ROWS = 6
+
+
+def read_pool(model: FastWeightModel) -> RecurrentState:
+    """A pool whose rows have read different texts; row 0 is at a document's start."""
+    generator = torch.Generator(model.device).manual_seed(2)
+    size = (NUM_ROWS, 11)
+    tokens = torch.randint(257, size, generator=generator, device=model.device)
+    _, state = prefill(model, tokens)
+    state.zero_([0])
+    return state
+
+
+def three_deltas(model: FastWeightModel, rank: int = 2) -> LoraDelta:
+    delta = LoraDelta.init(
+        model.lora_targets(), rank, seed=0, num=3, dtype=model.dtype, device=model.device
+    )
+    generator = torch.Generator(model.device).manual_seed(3)
+    for tensor in delta.b.values():
+        tensor.normal_(0.0, 0.3, generator=generator)
+    return delta
+
+
+@pytest.mark.parametrize("num_deltas", [0, 1, 3])
+def test_steps_in_place_equal_steps_on_copies(
+    any_model64: FastWeightModel, num_deltas: int
+) -> None:
+    model = any_model64
+    pool = read_pool(model)
+    delta = three_deltas(model).slice(0, num_deltas) if num_deltas else None
+    copies, before = pool.select(ROWS), pool.clone()
+    decoder = PoolDecoder(model, pool)
+    for tokens in ([5, 6, 7], [8, 250, 0], [0, 1, 2]):
+        expected, copies = decode(model, torch.tensor(tokens), copies, delta=delta)
+        actual = decoder.decode(tokens, ROWS, delta)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    for mine, theirs in zip(pool.select(ROWS).tensors(), copies.tensors(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+    others = [row for row in range(NUM_ROWS) if row not in ROWS]
+    for mine, theirs in zip(pool.tensors(), before.tensors(), strict=True):
+        assert torch.equal(mine[others], theirs[others])
+
+
+SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
+OPTIONS = [
+    DeltaNetConfig(**SIZES, num_heads=2, use_gate=True, allow_neg_eigval=True, conv_size=3),
+    DeltaNetConfig(**SIZES, num_heads=2, use_beta=False, use_short_conv=False, expand_v=2.0),
+    GatedDeltaNetConfig(**SIZES, num_heads=2, head_dim=8, use_gate=False, conv_size=1),
+]
+
+
+@pytest.mark.parametrize("config", OPTIONS)
+def test_every_option_of_the_delta_rules_decodes_in_place(
+    config: DeltaNetConfig | GatedDeltaNetConfig,
+) -> None:
+    model = build_model(config).double().requires_grad_(False)
+    model.reset_parameters(4)
+    tokens = torch.arange(14).view(2, 7)
+    _, state = prefill(model, tokens)
+    pool = state.clone()
+    expected, state = decode(model, torch.tensor([9, 3]), state)
+    actual = PoolDecoder(model, pool).decode([9, 3], [0, 1])
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    for mine, theirs in zip(pool.tensors(), state.tensors(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_padding_may_share_a_row(any_model64: FastWeightModel) -> None:
+    """What graphs rely on: rows that nobody owns, several times in a batch, change no other."""
+    model = any_model64
+    pool = read_pool(model)
+    expected, _ = decode(model, torch.tensor([5]), pool.select([2]))
+    actual = PoolDecoder(model, pool).decode([5, 0, 0], [2, 0, 0])
+    torch.testing.assert_close(actual[:1], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.gpu
+def test_graphs_equal_steps_on_copies(tiny_model: FastWeightModel) -> None:
+    model = copy.deepcopy(tiny_model).to("cuda")
+    pool = read_pool(model)
+    copies = pool.select(ROWS)
+    decoder = PoolDecoder(model, pool)
+    nothing, deltas = None, three_deltas(model)
+    other = deltas.scaled(-1.0)
+    for tokens, delta in zip(
+        ([5, 6, 7], [8, 9, 250], [3, 2, 1], [4, 4, 4]),
+        (nothing, deltas, other, deltas),
+        strict=True,
+    ):
+        tokens_B = torch.tensor(tokens, device="cuda")
+        expected, copies = decode(model, tokens_B, copies, delta=delta)
+        actual = decoder.decode(tokens, ROWS, delta)
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+        decoder.forget()
+    for mine, theirs in zip(pool.select(ROWS).tensors(), copies.tensors(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+    assert list(GRAPH_SIZES) == sorted(GRAPH_SIZES)
