@@ -130,14 +130,10 @@ def test_the_plain_step_follows_its_definition(name: str) -> None:
         torch.testing.assert_close(case.pool[key], tensor, rtol=1e-11, atol=1e-11)
 
 
-def compare(case: Case, monkeypatch: pytest.MonkeyPatch, tolerance: float) -> None:
-    """Two steps of the kernel against two of its twin; what it allocates holds NaN at first."""
+def compare(case: Case, tolerance: float) -> None:
+    """Two steps of the kernel against two of its twin."""
     from imprint.models.kernels import triton_pool_step
 
-    def poison(like: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.full(like.shape, torch.nan, dtype=dtype or like.dtype, device=like.device)
-
-    monkeypatch.setattr(triton_pool_step.torch, "empty_like", poison)
     twin = {name: tensor.clone() for name, tensor in case.pool.items()}
     for _ in range(2):
         expected = pool_step(case.token, case.weights, twin, case.rows_B)
@@ -150,11 +146,10 @@ def compare(case: Case, monkeypatch: pytest.MonkeyPatch, tolerance: float) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_kernel_equals_its_twin(
-    name: str, dtype: torch.dtype, interpreter: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("interpreter", "poisoned_memory")
+def test_the_kernel_equals_its_twin(name: str, dtype: torch.dtype) -> None:
     case = make(SHAPES[name], dtype=dtype)
-    compare(case, monkeypatch, 1e-5 if dtype == torch.float32 else 2e-3)
+    compare(case, 1e-5 if dtype == torch.float32 else 2e-3)
 
 
 def test_the_kernel_leaves_other_states_alone(interpreter: None) -> None:
@@ -202,9 +197,8 @@ def test_states_the_kernel_does_not_take(interpreter: None) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [*SHAPES, "wide"])
-def test_the_kernel_equals_its_twin_on_a_gpu(
-    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("poisoned_memory")
+def test_the_kernel_equals_its_twin_on_a_gpu(name: str, dtype: torch.dtype) -> None:
     wide = Shape(heads=16, key=128, value=128, has_decay=True, has_gate=True)
     case = make(SHAPES.get(name, wide), dtype=dtype, device="cuda", batch=4)
-    compare(case, monkeypatch, 1e-4 if dtype == torch.float32 else 2e-2)
+    compare(case, 1e-4 if dtype == torch.float32 else 2e-2)
