@@ -1,11 +1,10 @@
-"""The two losses of a step and the gradient norm of a delta. Limit: tensors in, tensors out."""
+"""The policy loss of a step and the gradient norm of a delta. Limit: tensors in, tensors out."""
 
-# Q = deltas, T = tokens, V = vocabulary; other axes as the caller has them
+# Q = deltas; other axes as the caller has them
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
@@ -42,12 +41,6 @@ def policy_losses(
     losses = torch.maximum(-advantages * ratio, -advantages * clipped)
     bounded = torch.minimum(losses, -advantages * config.dual_clip)
     return torch.where(advantages < 0, bounded, losses)
-
-
-def next_token_losses(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
-    """Cross-entropy per token in nats, [T]."""
-    losses_T: Tensor = F.cross_entropy(logits_TV, targets_T, reduction="none")
-    return losses_T
 
 
 def clip_grads_per_delta(delta: LoraDelta, max_norm: float) -> Tensor:

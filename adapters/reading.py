@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.rollout import BranchStart
-from imprint.models import FastWeightModel, LoraDelta, RecurrentState, token_entropy
+from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,7 @@ def read_segments(
             hidden_1CD, state = model(segment_C.unsqueeze(0), state, delta=delta)
             if entropy_T is not None:
                 first = i * segment_tokens
-                entropies_C = token_entropy(model.logits(hidden_1CD[0]))
-                entropy_T[first : first + segment_C.numel()] = entropies_C
+                entropy_T[first : first + segment_C.numel()] = model.entropies(hidden_1CD[0])
         yield Work("read", forward_tokens=segment_C.numel())
     return Reading(
         tokens_T=tokens_T,

@@ -190,6 +190,5 @@ def branch_logprobs(
         read = sequences_NRK[:, :, :-1].reshape(num * per_branch, length - 1)
         rest_SKD, _ = model(read, start.state, delta=delta)
         hidden_SKD = torch.cat((hidden_SKD, rest_SKD), 1)
-    logprobs_SKV = (model.logits(hidden_SKD) / temperature).log_softmax(-1)
-    targets_SK1 = sequences_NRK.reshape(num * per_branch, length, 1)
-    return logprobs_SKV.gather(-1, targets_SK1).view(num, per_branch, length)
+    targets_SK = sequences_NRK.reshape(num * per_branch, length)
+    return model.token_logprobs(hidden_SKD, targets_SK, temperature).view(num, per_branch, length)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
-from imprint.adapters.loss import next_token_losses
 from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batches
 from imprint.adapters.reading import Reading, Work, read_segments, states_at
 from imprint.adapters.rollout import BranchStart, read_cues
@@ -196,8 +195,8 @@ class _Backward:
         """lambda_ntp * this segment's share of the document's mean next-token loss."""
         tokens_T = self.reading.tokens_T
         targets = tokens_T[first + 1 : last + 1]
-        logits_CV = self.model.logits(hidden_CD[: len(targets)])
-        share = next_token_losses(logits_CV, targets).sum() / max(tokens_T.numel() - 1, 1)
+        logprobs_C = self.model.token_logprobs(hidden_CD[: len(targets)], targets)
+        share = -logprobs_C.sum() / max(tokens_T.numel() - 1, 1)
         self.branches.ntp_loss_Q += share.detach().double().cpu()
         return self.config.lambda_ntp * share
 

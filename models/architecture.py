@@ -16,6 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from imprint.models.config import ModelConfig
+from imprint.models.kernels.vocabulary import (
+    most_likely_tokens,
+    token_entropies,
+    token_logprobs,
+)
 from imprint.models.layers import RMSNorm, SwiGLU
 from imprint.models.lora import DeltaLinear, LoraDelta
 from imprint.models.state import RecurrentState
@@ -160,6 +165,8 @@ class FastWeightModel(nn.Module):
         """
         if state is None:
             state = self.init_state(tokens_BT.shape[0])
+        if delta is not None and lengths_B is not None:
+            delta = delta.over(lengths_B)
         x_BTD = self.model.embeddings(tokens_BT)
         new_layers = []
         for layer, layer_state in zip(self.model.layers, state.layers, strict=True):
@@ -197,6 +204,21 @@ class FastWeightModel(nn.Module):
         """Vocabulary logits [..., V] in float32 at least."""
         logits: Tensor = self.lm_head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def token_logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probability in nats of `targets[...]` after `hidden[..., D]`: [...], differentiable.
+
+        Like the next two, it never holds the logits of many tokens: see `kernels/vocabulary.py`.
+        """
+        return token_logprobs(hidden, self.lm_head.weight, targets, temperature)
+
+    def entropies(self, hidden: Tensor) -> Tensor:
+        """Entropy in nats of the next-token distribution after `hidden[..., D]`: [...]."""
+        return token_entropies(hidden, self.lm_head.weight)
+
+    def most_likely(self, hidden: Tensor) -> Tensor:
+        """The most likely next token after `hidden[..., D]`: [...]."""
+        return most_likely_tokens(hidden, self.lm_head.weight)
 
     def init_state(self, batch: int) -> RecurrentState:
         """The state at a document's start: zeros."""

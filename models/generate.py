@@ -20,14 +20,23 @@ def prefill(
     lengths_B: Tensor | None = None,
 ) -> tuple[Tensor, RecurrentState]:
     """Read tokens; returns (logits [B, V] after each row's last token, state)."""
+    last_BD, state = _read_to_last(model, tokens_BT, state, delta, lengths_B)
+    return model.logits(last_BD), state
+
+
+def _read_to_last(
+    model: FastWeightModel,
+    tokens_BT: Tensor,
+    state: RecurrentState | None,
+    delta: LoraDelta | None,
+    lengths_B: Tensor | None,
+) -> tuple[Tensor, RecurrentState]:
+    """Hidden states [B, D] after each row's last token, and the state."""
     hidden_BTD, state = model(tokens_BT, state, delta=delta, lengths_B=lengths_B)
     if lengths_B is None:
-        last_BD = hidden_BTD[:, -1]
-    else:
-        last_BD = hidden_BTD[
-            torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), lengths_B - 1
-        ]
-    return model.logits(last_BD), state
+        return hidden_BTD[:, -1], state
+    rows = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
+    return hidden_BTD[rows, lengths_B - 1], state
 
 
 def decode(
@@ -41,6 +50,7 @@ def decode(
     return prefill(model, tokens_B.unsqueeze(1), state, delta=delta)
 
 
+@torch.no_grad()
 def generate_greedy(
     model: FastWeightModel,
     tokens_BT: Tensor,
@@ -51,9 +61,9 @@ def generate_greedy(
     lengths_B: Tensor | None = None,
 ) -> Tensor:
     """Prefill, then exactly `num_tokens` of greedy decoding: the new tokens [B, num_tokens]."""
-    logits_BV, state = prefill(model, tokens_BT, state, delta=delta, lengths_B=lengths_B)
-    out = [logits_BV.argmax(-1)]
+    last_BD, state = _read_to_last(model, tokens_BT, state, delta, lengths_B)
+    out = [model.most_likely(last_BD)]
     while len(out) < num_tokens:
-        logits_BV, state = decode(model, out[-1], state, delta=delta)
-        out.append(logits_BV.argmax(-1))
+        last_BD, state = _read_to_last(model, out[-1].unsqueeze(1), state, delta, None)
+        out.append(model.most_likely(last_BD))
     return torch.stack(out, 1)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imprint.models.kernels.lora import lora_add_triton, lora_side, runs_on_triton
+
 
 @dataclass(frozen=True, slots=True)
 class LoraDelta:
@@ -24,6 +26,8 @@ class LoraDelta:
 
     a: dict[str, Tensor]
     b: dict[str, Tensor]
+    lengths_B: Tensor | None = None
+    """For one call with padded rows, see `over`; not a part of what is stored."""
 
     @classmethod
     def init(
@@ -113,6 +117,10 @@ class LoraDelta:
     def slice(self, start: int, stop: int) -> Self:
         return self._map(lambda t: t[start:stop])
 
+    def over(self, lengths_B: Tensor) -> Self:
+        """The same delta for rows of so many tokens: kernels may leave out the padding."""
+        return type(self)(self.a, self.b, lengths_B)
+
     def detach(self) -> Self:
         return self._map(Tensor.detach)
 
@@ -140,18 +148,45 @@ class LoraDelta:
 
     def apply(self, name: str, x_BTI: Tensor) -> Tensor | None:
         """B A x for the projection `name`, or None if it is not a target. Result [B, T, O]."""
+        pair = self._pair(name, x_BTI)
+        if pair is None:
+            return None
+        a_QRI, b_QOR = pair
+        if runs_on_triton(x_BTI, a_QRI):
+            return self._on_triton(None, x_BTI, a_QRI, b_QOR)
+        if a_QRI.shape[0] == 1:
+            return F.linear(F.linear(x_BTI.to(a_QRI.dtype), a_QRI[0]), b_QOR[0])
+        x_QNI = x_BTI.reshape(len(a_QRI), -1, x_BTI.shape[-1])
+        return lora_side(x_QNI, a_QRI, b_QOR).view(*x_BTI.shape[:2], -1)
+
+    def add(self, name: str, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
+        """y + B A x in the dtype of `y_BTO`; y itself where `name` is not a target."""
+        pair = self._pair(name, x_BTI)
+        if pair is not None and runs_on_triton(x_BTI, pair[0]):
+            return self._on_triton(y_BTO, x_BTI, *pair)
+        side_BTO = self.apply(name, x_BTI)
+        return y_BTO if side_BTO is None else (y_BTO + side_BTO).to(y_BTO.dtype)
+
+    def _on_triton(
+        self, y_BTO: Tensor | None, x_BTI: Tensor, a_QRI: Tensor, b_QOR: Tensor
+    ) -> Tensor:
+        if self.lengths_B is not None:
+            return lora_add_triton(y_BTO, x_BTI, a_QRI, b_QOR, self.lengths_B)
+        shape, num = x_BTI.shape, len(a_QRI)
+        y_QNO = None if y_BTO is None else y_BTO.reshape(num, -1, y_BTO.shape[-1])
+        x_QNI = x_BTI.reshape(num, -1, shape[-1])
+        return lora_add_triton(y_QNO, x_QNI, a_QRI, b_QOR).view(*shape[:-1], -1)
+
+    def _pair(self, name: str, x_BTI: Tensor) -> tuple[Tensor, Tensor] | None:
+        """A and B of a target that are to serve the rows of `x_BTI`."""
         a_QRI = self.a.get(name)
         if a_QRI is None:
             return None
-        b_QOR = self.b[name]
         if x_BTI.shape[0] % a_QRI.shape[0]:
             raise ValueError(
                 f"{a_QRI.shape[0]} deltas cannot serve a batch of {x_BTI.shape[0]} rows"
             )
-        if a_QRI.shape[0] == 1:
-            return F.linear(F.linear(x_BTI.to(a_QRI.dtype), a_QRI[0]), b_QOR[0])
-        x_QNI = x_BTI.to(a_QRI.dtype).reshape(a_QRI.shape[0], -1, x_BTI.shape[-1])
-        return ((x_QNI @ a_QRI.mT) @ b_QOR.mT).view(*x_BTI.shape[:2], -1)
+        return a_QRI, self.b[name]
 
 
 class DeltaLinear(nn.Linear):
@@ -167,13 +202,10 @@ class DeltaLinear(nn.Linear):
 
     def forward(self, x_BTI: Tensor, delta: LoraDelta | None = None) -> Tensor:
         y_BTO = F.linear(x_BTI, self.weight, self.bias)
-        if delta is None:
-            return y_BTO
-        side = self._side(delta, x_BTI)
-        return y_BTO if side is None else (y_BTO + side).to(y_BTO.dtype)
+        return y_BTO if delta is None else self._add(delta, y_BTO, x_BTI)
 
-    def _side(self, delta: LoraDelta, x_BTI: Tensor) -> Tensor | None:
-        return delta.apply(self.target, x_BTI)
+    def _add(self, delta: LoraDelta, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
+        return delta.add(self.target, y_BTO, x_BTI)
 
 
 class FusedDeltaLinear(DeltaLinear):
@@ -194,10 +226,11 @@ class FusedDeltaLinear(DeltaLinear):
         width = self.out_features // len(self.parts)
         return dict.fromkeys(self.parts, (self.in_features, width))
 
-    def _side(self, delta: LoraDelta, x_BTI: Tensor) -> Tensor | None:
+    def _add(self, delta: LoraDelta, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
         sides = [delta.apply(name, x_BTI) for name in self.parts]
         like = next((side for side in sides if side is not None), None)
         if like is None:
-            return None
+            return y_BTO
         empty = like.new_zeros(1).expand_as(like)
-        return torch.cat([empty if side is None else side for side in sides], -1)
+        side_BTO = torch.cat([empty if side is None else side for side in sides], -1)
+        return (y_BTO + side_BTO).to(y_BTO.dtype)

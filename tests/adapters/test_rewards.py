@@ -9,7 +9,7 @@ import torch
 
 from imprint.adapters.advantage import compute_advantages, count_tied_groups
 from imprint.adapters.config import RefineConfig
-from imprint.adapters.loss import clip_grads_per_delta, next_token_losses, policy_losses
+from imprint.adapters.loss import clip_grads_per_delta, policy_losses
 from imprint.adapters.reward import compute_rewards
 from imprint.adapters.rollout import Rollouts
 from imprint.models import LoraDelta
@@ -124,12 +124,6 @@ def test_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0])
     losses = losses_of(new, torch.zeros(5), advantages)
     torch.testing.assert_close(losses, torch.tensor([-1.2, -0.5, 1.5, 0.8, 3.0]))
-
-
-def test_next_token_losses() -> None:
-    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3.0)]])
-    losses = next_token_losses(logits, torch.tensor([0, 1]))
-    torch.testing.assert_close(losses, torch.tensor([math.log(2), math.log(4 / 3)]))
 
 
 def test_each_delta_is_clipped_by_its_own_norm() -> None:
