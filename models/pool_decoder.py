@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from imprint.models.architecture import FastWeightModel
+from imprint.models.generate import prefill
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256)
 """Batch sizes that graphs are captured for. Larger batches run without."""
 
+_WARM_UP_TOKENS = 128  # more than go token by token in `kernels/fla_delta_rule.py`
 _WARM_UPS = 3  # compiles kernels and lets libraries choose theirs before a capture
 
 
@@ -135,3 +137,10 @@ class PoolDecoder:
                 mine[: theirs.shape[0]].copy_(theirs)
             self._held[shape] = delta
         return buffers
+
+
+def warm_up(model: FastWeightModel) -> None:
+    """Read and decode once, so that kernels are checked and compiled before anybody waits."""
+    tokens_1T = torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.long, device=model.device)
+    _, state = prefill(model, tokens_1T)
+    PoolDecoder(model, state).decode([0], [0])

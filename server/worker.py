@@ -24,6 +24,7 @@ import zmq
 from imprint.adapters.gate import load_neutral
 from imprint.models import ModelError, load_model, load_tokenizer, weights_hash
 from imprint.models.kernels import uses_triton
+from imprint.models.pool_decoder import warm_up
 from imprint.server.engine import Engine
 from imprint.server.messages import Drain, FromWorker, Heartbeat, Ready, decode_to_worker, encode
 from imprint.server.tasks import Emit
@@ -125,6 +126,8 @@ def load_engine(config: WorkerConfig, emit: Emit) -> tuple[Engine, Ready]:
     dtype: torch.dtype = getattr(torch, config.dtype)
     model = load_model(folder, device=config.device, dtype=dtype)
     uses_triton(model.device)  # decided, and checked, before anything is served
+    if model.device.type == "cuda":
+        warm_up(model)  # compiling takes longer than a worker may be silent later
     tokenizer = load_tokenizer(folder)
     model_hash = weights_hash(model)
     engine = Engine(

@@ -10,7 +10,7 @@ import torch
 from imprint.models import DeltaNetConfig, GatedDeltaNetConfig, LoraDelta, RecurrentState
 from imprint.models.architecture import FastWeightModel
 from imprint.models.generate import decode, prefill
-from imprint.models.pool_decoder import GRAPH_SIZES, PoolDecoder
+from imprint.models.pool_decoder import GRAPH_SIZES, PoolDecoder, warm_up
 from imprint.models.registry import build_model
 
 ROWS = [3, 1, 4]
@@ -88,6 +88,12 @@ def test_padding_may_share_a_row(any_model64: FastWeightModel) -> None:
     expected, _ = decode(model, torch.tensor([5]), pool.select([2]))
     actual = PoolDecoder(model, pool).decode([5, 0, 0], [2, 0, 0])
     torch.testing.assert_close(actual[:1], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_every_architecture_warms_up(any_model64: FastWeightModel) -> None:
+    before = [parameter.clone() for parameter in any_model64.parameters()]
+    warm_up(any_model64)
+    assert all(map(torch.equal, before, any_model64.parameters()))
 
 
 @pytest.mark.gpu
