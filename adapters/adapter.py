@@ -6,16 +6,13 @@ at its end, the accepted delta if there is one, and a manifest from which the jo
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from imprint.adapters.errors import CorruptAdapterError
+from imprint.adapters.verified import read_verified
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 
@@ -71,33 +68,6 @@ class Adapter:
         )
 
 
-def checksum(tensors: dict[str, Tensor], manifest: str) -> str:
-    """sha256 over the manifest and every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(manifest.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_metadata(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> dict[str, str]:
-    """What the header of an adapter file says besides the tensors."""
-    text = json.dumps(manifest, sort_keys=True)
-    return {"format": FORMAT, "manifest": text, "sha256": checksum(tensors, text)}
-
-
 def read_adapter_file(path: str) -> Adapter:
     """Read and verify one adapter file. Raises CorruptAdapterError naming the file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CorruptAdapterError(f"{path} is not a whole safetensors file: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise CorruptAdapterError(f"{path} is no adapter file of this version ({FORMAT})")
-    manifest = metadata.get("manifest", "")
-    if checksum(tensors, manifest) != metadata.get("sha256"):
-        raise CorruptAdapterError(f"{path} fails its checksum; delete it and adapt again")
-    return Adapter.from_tensors(tensors, json.loads(manifest))
+    return Adapter.from_tensors(*read_verified(path, FORMAT))

@@ -22,6 +22,8 @@ class Quantum:
     step: int = 0
     steps: int = 0
     event: dict[str, Any] | None = None
+    resumed: list[dict[str, Any]] | None = None
+    """Set on the first quantum of a study that goes on after `step` steps: their events."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,16 +1,18 @@
 """Studies one document: reads it, takes REFINE steps, lets the gate judge, leaves an adapter.
 
 `Refiner.run` is a generator that yields after every quantum, so that a server can decode answers in
-between or stop. Knows nothing of HTTP, queues or files.
+between or stop; with a `Progress` it goes on where an earlier run of it was ended. Knows nothing of
+HTTP or queues.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
@@ -28,23 +30,15 @@ from imprint.adapters.gate import (
 )
 from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
+from imprint.adapters.progress import Begun, Candidate, Completed, Progress, restore
 from imprint.adapters.quantum import Quanta, Quantum, Usage
 from imprint.adapters.reading import Reading, read_segments
+from imprint.adapters.rollout import BranchStart
 from imprint.adapters.selection import select_positions
 from imprint.adapters.trunk import trunk_step
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A delta as it was after `step` steps, with the document-end state it is asked from."""
-
-    step: int
-    delta: LoraDelta
-    end_state: RecurrentState
-    probe: ProbeResult
 
 
 class Refiner:
@@ -58,38 +52,126 @@ class Refiner:
         *,
         seed: int = 0,
         neutral: Sequence[int] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.model, self.config, self.seed = model, config, seed
         self.tokens_T = document_tokens(model, tokens)
         self.neutral = list(neutral) if neutral and len(neutral) > 1 else None
         self.usage = Usage()
         self.adapter: Adapter | None = None
-        self._best: _Candidate | None = None
+        self._sha256 = tokens_sha256(self.tokens_T)
+        self._progress = progress
+        self._events: list[dict[str, Any]] = []
+        self._best: Candidate | None = None
         self._since_best = 0
 
     def run(self) -> Quanta:
         """Read, step, judge. Raises AdaptationError only for input that cannot be used at all."""
-        config = self.config
-        work = read_segments(
-            self.model,
-            self.tokens_T,
-            segment_tokens=config.segment_tokens,
-            keep_states=config.scope == "query_lora" and config.branches != "recall",
-        )
-        reading = yield from self.usage.run(work, 0, config.steps)
+        saved = self._load()
+        begun, completed = saved if saved is not None else (None, Completed())
+        if begun is None:
+            reading = yield from self._read(self.usage)
+        else:
+            reading = yield from self._take_up(begun, completed)
         assert reading.entropy_T is not None
         entropy_T = reading.entropy_T.float().cpu()
-        places_P, excluded_T = probe_places(entropy_T, config, seed=self.seed)
-        room = select_positions(entropy_T, config, seed=self.seed, step=0, excluded_T=excluded_T)
+        places_P, excluded_T = probe_places(entropy_T, self.config, seed=self.seed)
+        room = select_positions(
+            entropy_T, self.config, seed=self.seed, step=0, excluded_T=excluded_T
+        )
         if len(places_P) == 0 or len(room) == 0:
             self._finish(reading, None, _refused("the document is too short to adapt and to judge"))
             return
-        base = self._probe(places_P, reading.end.state, None)
-        failure = yield from self._steps(reading, entropy_T, places_P, excluded_T, base)
+        if begun is None:
+            base = self._probe(places_P, reading.end.state, None)
+            self._keep_begun(reading, entropy_T, base)
+        else:
+            base = ProbeResult(begun.base.nll_P.to(self.model.device))
+        failure = yield from self._steps(reading, entropy_T, places_P, excluded_T, base, completed)
         if failure is not None:
             self._finish(reading, None, failure, base)
             return
         yield from self._gate(reading, places_P, base)
+
+    @property
+    def _needs_states(self) -> bool:
+        # branches that continue leave from the base model's reading of the document
+        return self.config.scope == "query_lora" and self.config.branches != "recall"
+
+    def _read(self, usage: Usage, *, entropy: bool = True) -> Generator[Quantum, None, Reading]:
+        work = read_segments(
+            self.model,
+            self.tokens_T,
+            segment_tokens=self.config.segment_tokens,
+            entropy=entropy,
+            keep_states=self._needs_states,
+        )
+        return (yield from usage.run(work, 0, self.config.steps))
+
+    # ---- going on where another process stopped --------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        config = self.config.to_dict()
+        del config["segment_tokens"]
+        return {"document": self._sha256, "method": config, "seed": self.seed}
+
+    def _load(self) -> tuple[Begun, Completed] | None:
+        if self._progress is None:
+            return None
+        most = self.config.segment_tokens
+        saved = self._progress.load(self._identity(), segment_tokens=most)
+        if saved is not None:
+            self.config = self.config.replace(segment_tokens=saved[0].segment_tokens)
+        return saved
+
+    def _take_up(self, begun: Begun, completed: Completed) -> Generator[Quantum, None, Reading]:
+        """Tell how far the study was, and have its reading again: what it cost is counted once."""
+        self.usage = Usage(**(completed.usage or begun.usage))
+        self._events = list(completed.events)
+        self._since_best = completed.since_best
+        steps = self.config.steps
+        yield Quantum(
+            phase="resume", num_tokens=0, step=completed.step, steps=steps, resumed=self._events[:]
+        )
+        device = self.model.device
+        end = BranchStart(begun.end.hidden_ND.to(device), begun.end.state.to(device))
+        if not self._needs_states:
+            return Reading(
+                tokens_T=self.tokens_T,
+                segment_tokens=self.config.segment_tokens,
+                states=None,
+                entropy_T=begun.entropy_T,
+                end=end,
+            )
+        reading = yield from self._read(Usage(), entropy=False)
+        return dataclasses.replace(reading, entropy_T=begun.entropy_T, end=end)
+
+    def _keep_begun(self, reading: Reading, entropy_T: Tensor, base: ProbeResult) -> None:
+        if self._progress is not None:
+            begun = Begun(
+                segment_tokens=self.config.segment_tokens,
+                entropy_T=entropy_T,
+                end=reading.end,
+                base=base,
+                usage=self.usage.to_dict(),
+            )
+            self._progress.begin(begun, self._identity())
+
+    def _keep_step(self, step: int, delta: LoraDelta, optimizer: torch.optim.Optimizer) -> None:
+        if self._progress is not None:
+            completed = Completed(
+                step=step,
+                delta=delta,
+                optimizer=optimizer.state_dict()["state"],
+                best=self._best,
+                since_best=self._since_best,
+                usage=self.usage.to_dict(),
+                events=self._events,
+            )
+            own_state = self.config.scope == "lora"
+            self._progress.step(completed, self._identity(), own_state=own_state)
+
+    # ---- steps and judgement ---------------------------------------------------------------------
 
     def _probe(
         self, places_P: Tensor, end_state: RecurrentState, delta: LoraDelta | None
@@ -108,12 +190,16 @@ class Refiner:
         places_P: Tensor,
         excluded_T: Tensor,
         base: ProbeResult,
+        completed: Completed,
     ) -> Generator[Quantum, None, Verdict | None]:
         """Optimise, keeping the delta of the best probe. A verdict only if the attempt broke."""
         config, steps = self.config, self.config.steps
         delta = init_delta(self.model, config, seed=self.seed)
         optimizer = make_optimizer(delta, config)
-        for step in range(steps):
+        step = completed.step
+        if step > 0:
+            self._best = restore(completed, delta, optimizer)
+        while step < steps and self._since_best < config.patience:
             optimizer.zero_grad()
             result = yield from self.usage.run(
                 self._step_work(reading, entropy_T, excluded_T, delta, step), step, steps
@@ -128,10 +214,11 @@ class Refiner:
             if config.scope == "query_lora":
                 self._consider(step + 1, delta, reading.end.state, places_P)
             event = self._event(step, result, norm, base)
-            yield Quantum(phase="step", num_tokens=0, step=step + 1, steps=steps, event=event)
-            if self._since_best >= config.patience:
-                return None
-        if config.scope == "lora":
+            step += 1
+            self._events.append(event)
+            self._keep_step(step, delta, optimizer)
+            yield Quantum(phase="step", num_tokens=0, step=step, steps=steps, event=event)
+        if config.scope == "lora" and self._since_best < config.patience:
             end = yield from self._read_again(delta)
             self._consider(steps, delta, end, places_P)
         return None
@@ -186,7 +273,7 @@ class Refiner:
     ) -> None:
         probe = self._probe(places_P, end_state, delta.detach())
         if self._best is None or probe.mean < self._best.probe.mean:
-            self._best = _Candidate(step, delta.detach().clone(), end_state.detach(), probe)
+            self._best = Candidate(step, delta.detach().clone(), end_state.detach(), probe)
             self._since_best = 0
         else:
             self._since_best += 1
@@ -209,7 +296,7 @@ class Refiner:
             verdict = judge(base, probe, self.config, neutral_rise_nats=rise)
             yield Quantum(phase="gate", num_tokens=0, step=best.step, steps=self.config.steps)
             if verdict.accepted:
-                chosen = _Candidate(best.step, delta, end_state, probe)
+                chosen = Candidate(best.step, delta, end_state, probe)
                 self._finish(reading, chosen, verdict, base, alpha)
                 return
         assert verdict is not None
@@ -238,7 +325,7 @@ class Refiner:
     def _finish(
         self,
         reading: Reading,
-        chosen: _Candidate | None,
+        chosen: Candidate | None,
         verdict: Verdict,
         base: ProbeResult | None = None,
         alpha: float | None = None,
@@ -267,7 +354,7 @@ class Refiner:
                 "config": self.config.to_dict(),
                 "seed": self.seed,
                 "num_tokens": len(self.tokens_T),
-                "document_sha256": tokens_sha256(self.tokens_T),
+                "document_sha256": self._sha256,
                 "outcome": "succeeded" if chosen else "rejected",
                 "result": {name: _plain(value) for name, value in result.items()},
                 "usage": self.usage.to_dict(),

@@ -1,17 +1,25 @@
 """The adaptations of one worker: begun, advanced by quanta, ended in exactly one message.
 
-Knows generators of quanta; knows nothing of decoding or of when a quantum may run.
+Knows generators of quanta; knows nothing of decoding or of when a quantum may run. Checkpoints are
+left where they are when an adaptation ends: the API process deletes them once it has written the
+outcome down, so that a process that dies in between costs nothing.
 """
 
 import logging
+from contextlib import suppress
+from typing import Any
 
 from imprint.adapters.adapter import Adapter
+from imprint.adapters.files import ProgressFolder
+from imprint.adapters.progress import Progress
+from imprint.adapters.quantum import Quantum
 from imprint.server import studies
 from imprint.server.messages import (
     Adapt,
     AdaptationDone,
     AdaptationEvent,
     AdaptationFailed,
+    AdaptationResumed,
     AdaptationStarted,
     Observation,
 )
@@ -28,8 +36,9 @@ PROGRESS_INTERVAL_S = 0.5
 class AdaptationRuns:
     """Every adaptation that this worker has accepted and not ended yet."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings, progress: ProgressFolder) -> None:
         self._around = around
+        self._progress = progress
         self._tasks: dict[str, AdaptationTask] = {}
 
     def __contains__(self, adaptation_id: object) -> bool:
@@ -76,9 +85,20 @@ class AdaptationRuns:
     def _study(self, message: Adapt, segment_tokens: int) -> studies.Study:
         around = self._around
         config = studies.study_config(message, segment_tokens)
-        return studies.begin_study(
-            around.model, message, config, segment_tokens, neutral=around.neutral
+        progress = Progress(
+            self._progress, message.adaptation_id, around.model_hash, self._count_checkpoint
         )
+        return studies.begin_study(
+            around.model,
+            message,
+            config,
+            segment_tokens,
+            neutral=around.neutral,
+            progress=progress,
+        )
+
+    def _count_checkpoint(self, outcome: str) -> None:
+        self._around.count("adaptation_checkpoints_total", outcome=outcome)
 
     def advance(self, job: Job) -> None:
         """Run one quantum; the last one stores the adapter and ends the adaptation."""
@@ -97,6 +117,8 @@ class AdaptationRuns:
             self._shrink(task, error)
             return
         task.step = quantum.step
+        if quantum.resumed is not None:
+            self._resume(task, quantum, quantum.resumed)
         now = around.clock()
         around.scheduler.charge(job, quantum.num_tokens, now - began, now)
         around.observe(
@@ -122,6 +144,20 @@ class AdaptationRuns:
             AdaptationStarted(adaptation_id=task.job.id, attempt=task.message.attempt)
         )
 
+    def _resume(self, task: AdaptationTask, quantum: Quantum, events: list[dict[str, Any]]) -> None:
+        assert task.config is not None
+        num_tokens = len(task.message.tokens)
+        task.job.work_tokens -= quantum.step * studies.step_tokens(num_tokens, task.config)
+        log.info("adaptation %s goes on after step %d", task.job.id, quantum.step)
+        self._around.emit(
+            AdaptationResumed(
+                adaptation_id=task.job.id,
+                step=quantum.step,
+                steps=quantum.steps,
+                events=[plain(event) for event in events],
+            )
+        )
+
     def _report(self, task: AdaptationTask, phase: str, step: int, steps: int, now: float) -> None:
         fresh = task.reported_phase != (phase, step)
         if now - task.reported_at < PROGRESS_INTERVAL_S and not (fresh and task.reported_at == 0):
@@ -144,6 +180,7 @@ class AdaptationRuns:
             raise error
         log.warning("adaptation %s ran out of memory; halving its segment", task.job.id)
         task.study.close()
+        self._progress.delete(task.job.id)
         task.shrunk, task.segment_tokens = True, task.segment_tokens // 2
         task.study = self._study(task.message, task.segment_tokens)
 
@@ -184,6 +221,11 @@ class AdaptationRuns:
         """End an adaptation because its client asked for it."""
         self._drop(adaptation_id)
         self._around.emit(AdaptationDone(adaptation_id=adaptation_id, status="cancelled"))
+
+    def forget(self, adaptation_id: str) -> None:
+        """Delete the checkpoint of an adaptation that has ended, or of any other id."""
+        with suppress(ValueError):  # an id that no file can have
+            self._progress.delete(adaptation_id)
 
     def _drop(self, adaptation_id: str) -> None:
         self._around.scheduler.remove(adaptation_id)

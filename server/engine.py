@@ -14,6 +14,7 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from imprint.adapters.files import ProgressFolder
 from imprint.adapters.store import AdapterStore
 from imprint.models import FastWeightModel, Tokenizer
 from imprint.server.adaptation_runs import AdaptationRuns
@@ -107,7 +108,7 @@ class Engine:
         )
         self._around = around
         self._decoder = Decoder(model, self.slots)
-        self._adaptations = AdaptationRuns(around)
+        self._adaptations = AdaptationRuns(around, ProgressFolder(config.store))
         self._answers = AnswerRuns(around, self.slots)
 
     # ---- intake ----------------------------------------------------------------------------
@@ -141,6 +142,7 @@ class Engine:
             self._answers.fail(request_id, "adapter_not_found", "the adapter was deleted")
         self._decoder.forget()
         self.cache.evict(adapter_id)
+        self._adaptations.forget(adapter_id)
         self._emit(Evicted(adapter_id=adapter_id))
 
     def abort_answers(self, code: str, text: str) -> None:

@@ -9,6 +9,7 @@ import time
 from contextlib import aclosing
 from typing import Any
 
+from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import Tokenizer
 from imprint.server import messages
 from imprint.server.journal import Journal
@@ -49,13 +50,19 @@ class JobRun:
     """Follows one job."""
 
     def __init__(
-        self, job: ActiveJob, journal: JournalThread, pool: Pool, metrics: Metrics
+        self,
+        job: ActiveJob,
+        journal: JournalThread,
+        pool: Pool,
+        metrics: Metrics,
+        progress: ProgressFolder,
     ) -> None:
         self._job = job
         self._row = job.row
         self._journal = journal
         self._pool = pool
         self._metrics = metrics
+        self._progress = progress
         self._began_at = time.monotonic()
         self._phase: str | None = None
         self._phase_began_at = self._began_at
@@ -105,6 +112,8 @@ class JobRun:
                 await self._journal(Journal.start, id, attempt=attempt)
                 self._set_running(True)
                 self._began_at = time.monotonic()
+            case messages.AdaptationResumed():
+                await self._resume(message)
             case messages.AdaptationEvent(kind=kind, data=data):
                 if kind != "progress":
                     await self._journal(Journal.add_event, id, kind, data)
@@ -126,6 +135,18 @@ class JobRun:
                 await self._end("failed", error=(code, text))
                 return True
         return False
+
+    async def _resume(self, resumed: messages.AdaptationResumed) -> None:
+        """Write down the steps whose events died with a process, then where the job goes on."""
+        id = self._row.id
+        known = await self._journal(Journal.last_step, id)
+        for data in resumed.events[known:]:
+            await self._journal(Journal.add_event, id, "step", data)
+            self._metrics.observe_step(data)
+        place = {"step": resumed.step, "steps": resumed.steps}
+        await self._journal(Journal.add_event, id, "resumed", place)
+        self._job.progress = {"phase": "resume", **place}
+        self._enter("resume")
 
     def _set_running(self, running: bool) -> None:
         if self._job.running != running:
@@ -170,3 +191,7 @@ class JobRun:
             nbytes=nbytes,
             progress=self._job.progress,
         )
+        try:
+            await asyncio.to_thread(self._progress.delete, self._row.id)
+        except OSError as error:  # the next start tries again
+            logger.warning("the checkpoint of %s is not deleted: %s", self._row.id, error)

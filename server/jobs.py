@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import Tokenizer
 from imprint.server.background import Background
 from imprint.server.errors import (
@@ -39,6 +40,7 @@ class Jobs:
         pool: Pool,
         tokenizer: Tokenizer,
         metrics: Metrics,
+        progress: ProgressFolder,
         *,
         model: str,
         max_active: int,
@@ -48,6 +50,7 @@ class Jobs:
         self._pool = pool
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self._progress = progress
         self._model = model
         self._max_active = max_active
         self._active: dict[str, ActiveJob] = {}
@@ -75,6 +78,12 @@ class Jobs:
                 if row.status == "running":
                     await self.journal(Journal.requeue, row.id, reason="server_died", died=True)
                 self._launch(row)
+        await asyncio.to_thread(self._sweep, set(self._active))
+
+    def _sweep(self, active: set[str]) -> None:
+        """Delete checkpoints of jobs that a process which died has ended, or left to be deleted."""
+        for id in set(self._progress.ids()) - active:
+            self._progress.delete(id)
 
     @property
     def draining(self) -> bool:
@@ -170,7 +179,7 @@ class Jobs:
         self._background.spawn(self._run(job, tokens))
 
     async def _run(self, job: ActiveJob, tokens: list[int] | None) -> None:
-        run = JobRun(job, self.journal, self._pool, self._metrics)
+        run = JobRun(job, self.journal, self._pool, self._metrics, self._progress)
         try:
             await run.run(self._tokenizer, tokens)
         finally:

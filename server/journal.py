@@ -211,7 +211,7 @@ class Journal:
     def requeue(
         self, id: str, *, reason: str, attempt: int | None = None, died: bool = False
     ) -> None:
-        """An active one runs again from the start: its worker died (`attempt` is the next), or
+        """An active one is to be taken up again: its worker died (`attempt` is the next), or
         this server did (`died`) or was stopped."""
         with self._transaction() as db:
             db.execute(
@@ -232,6 +232,15 @@ class Journal:
             " WHERE adaptation=number), 0), ?, ?, ? FROM adaptations WHERE id=?",
             (time.time(), kind, json.dumps(data), id),
         )
+
+    def last_step(self, id: str) -> int:
+        """The last optimisation step that there is an event of; 0 before the first."""
+        row = self._db.execute(
+            "SELECT coalesce(max(json_extract(e.data, '$.step')), 0) FROM events e"
+            " JOIN adaptations a ON e.adaptation=a.number WHERE a.id=? AND e.kind='step'",
+            (id,),
+        ).fetchone()
+        return int(row[0])
 
     def finish(
         self,

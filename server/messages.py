@@ -101,6 +101,17 @@ class AdaptationStarted(Message, frozen=True, kw_only=True):
     attempt: int
 
 
+class AdaptationResumed(Message, frozen=True, kw_only=True):
+    """After `AdaptationStarted`: it goes on from the checkpoint of an earlier process, written
+    after `step` steps (0: the document has been read)."""
+
+    adaptation_id: str
+    step: int
+    steps: int
+    events: list[dict[str, Any]]
+    """The numbers of each of these steps: some of them may have been lost on their way."""
+
+
 class AdaptationEvent(Message, frozen=True, kw_only=True):
     """`kind` "progress": {phase, step, steps, num_tokens}, at most two a second; `kind` "step":
     the numbers of one optimisation step. Numbers and short words only, never text of a document."""
@@ -131,7 +142,8 @@ class AdaptationFailed(Message, frozen=True, kw_only=True):
 
 
 class AdaptationRequeued(Message, frozen=True, kw_only=True):
-    """From the pool: the worker died under this adaptation, which starts again as `attempt`."""
+    """From the pool: the worker died under this adaptation, which is taken up again as
+    `attempt`."""
 
     adaptation_id: str
     attempt: int
@@ -266,7 +278,12 @@ class Observations(Message, frozen=True, kw_only=True):
 
 ToWorker = Adapt | Generate | Cancel | Evict | Drain
 AdaptationMessage = (
-    AdaptationStarted | AdaptationEvent | AdaptationDone | AdaptationFailed | AdaptationRequeued
+    AdaptationStarted
+    | AdaptationResumed
+    | AdaptationEvent
+    | AdaptationDone
+    | AdaptationFailed
+    | AdaptationRequeued
 )
 RequestMessage = FocusProgress | TokenDelta | SequenceDone | RequestFailed
 WorkMessage = AdaptationMessage | RequestMessage

@@ -128,6 +128,12 @@ class Metrics:
         self.rollout_tokens = add(
             Counter, "adaptation_rollout_tokens_total", "Tokens sampled in rollouts."
         )
+        add(
+            Counter,
+            "adaptation_checkpoints_total",
+            "Checkpoints of running adaptations: written, unwritten, resumed, refused.",
+            "outcome",
+        )
         histograms = (
             ("document_tokens", "Length of adapted documents.", TOKEN_BUCKETS),
             ("reward", "Mean reward of a step.", REWARD_BUCKETS),

@@ -69,7 +69,7 @@ class Pool(Protocol):
 
         The work is registered when this returns, not when it is first iterated; closing the
         generator before the end cancels the work. A dead worker ends a request with the code
-        "worker_died"; an adaptation is started again once (`AdaptationRequeued`).
+        "worker_died"; an adaptation is taken up again once (`AdaptationRequeued`).
         """
 
     async def cancel(self, id: str) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import load_tokenizer
 from imprint.server.answers import Answers
 from imprint.server.config import Settings
@@ -48,6 +49,7 @@ class Services:
             pool,
             tokenizer,
             metrics,
+            ProgressFolder(settings.pool_config().worker.store),
             model=settings.served_model_name,
             max_active=settings.max_active_adaptations,
             drain_timeout_s=settings.drain_timeout_s,

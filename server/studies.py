@@ -10,6 +10,7 @@ from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.adapters.document import DocumentReader
 from imprint.adapters.focus import Focus
+from imprint.adapters.progress import Progress
 from imprint.adapters.quantum import Quantum
 from imprint.adapters.refine import Refiner
 from imprint.models import FastWeightModel
@@ -66,13 +67,19 @@ def begin_study(
     segment_tokens: int,
     *,
     neutral: list[int] | None,
+    progress: Progress,
 ) -> Study:
-    """The generator of an adaptation's quanta; its value is the adapter. Nothing runs yet."""
+    """The generator of an adaptation's quanta; its value is the adapter. Nothing runs yet.
+
+    A study goes on from its checkpoint, where `progress` has one.
+    """
     study: DocumentReader | Refiner
     if config is None:
         study = DocumentReader(model, adapt.tokens, segment_tokens=segment_tokens)
     else:
-        study = Refiner(model, adapt.tokens, config, seed=adapt.seed, neutral=neutral)
+        study = Refiner(
+            model, adapt.tokens, config, seed=adapt.seed, neutral=neutral, progress=progress
+        )
     yield from study.run()
     assert study.adapter is not None
     return study.adapter

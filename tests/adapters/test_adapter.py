@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from imprint.adapters.adapter import Adapter, checksum, file_metadata, read_adapter_file
+from imprint.adapters.adapter import FORMAT, Adapter, read_adapter_file
+from imprint.adapters.verified import checksum, file_metadata
 from imprint.models import DeltaNet, LoraDelta, RecurrentState
 
 
@@ -47,7 +48,7 @@ def test_restored_adapter_answers_the_same(
     adapter = adapter_with_delta(tiny_model, read_adapter)
     tensors = adapter.to_tensors()
     path = tmp_path / "a.safetensors"
-    save_file(tensors, path, metadata=file_metadata(tensors, adapter.manifest))
+    save_file(tensors, path, metadata=file_metadata(tensors, adapter.manifest, FORMAT))
     back = read_adapter_file(str(path))
     question = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
@@ -82,7 +83,7 @@ def test_every_state_type_is_kept(
     adapter = dataclasses.replace(read_adapter, state=RecurrentState(layers))
     tensors = adapter.to_tensors()
     path = tmp_path / "a.safetensors"
-    save_file(tensors, path, metadata=file_metadata(tensors, adapter.manifest))
+    save_file(tensors, path, metadata=file_metadata(tensors, adapter.manifest, FORMAT))
     assert read_adapter_file(str(path)).state.layers[0]["S"].dtype == dtype
 
 

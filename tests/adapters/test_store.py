@@ -125,7 +125,7 @@ def test_torn_file_is_named(store: AdapterStore, read_adapter: Adapter, keep: in
 
 def test_foreign_files_are_named(store: AdapterStore, read_adapter: Adapter) -> None:
     save_file({"x": torch.ones(2)}, store.path("foreign"))
-    with pytest.raises(CorruptAdapterError, match="is no adapter file of this version"):
+    with pytest.raises(CorruptAdapterError, match=f"is no file of this version's format {FORMAT}"):
         store.load("foreign")
     save_file(read_adapter.to_tensors(), store.path("bare"), metadata={"format": FORMAT})
     with pytest.raises(CorruptAdapterError, match="fails its checksum"):

@@ -1,7 +1,6 @@
 """The real server with a real worker, killed and stopped at bad moments. A random tiny model."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,10 +14,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
 DOCUMENT = "The canary lives in the third house. " * 40
-LONG = {"type": "refine", "steps": 40, "patience": 1000, "group_size": 2}
+LONG = {"type": "refine", "steps": 80, "patience": 1000, "group_size": 2}
 ENDLESS = {**LONG, "steps": 1000}
 NUM_PROMPTS = 32
 LONG_ANSWER = {  # a random model ends some of the texts early, and some late
@@ -100,15 +100,34 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_killed_server_finishes_its_jobs_after_a_restart(
-    tiny_checkpoint: Path, data: Path
+def adapter_checksum(data: Path, id: str) -> str:
+    """The checksum over every bit of an adapter and its manifest."""
+    with safe_open(data / "adapters" / f"{id}.safetensors", framework="pt") as file:
+        return str(file.metadata()["sha256"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `LONG` leaves where nothing goes wrong."""
+    data = tmp_path_factory.mktemp("undisturbed") / "data"
+    with serving(tiny_checkpoint, data) as server:
+        id = server.adapt(method=LONG)
+        kinds = [event["kind"] for event in server.follow(id)]
+        assert "resumed" not in kinds
+        return adapter_checksum(data, id)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_ended_goes_on_after_the_last_step(
+    tiny_checkpoint: Path, data: Path, undisturbed: str, number: signal.Signals
 ) -> None:
     with serving(tiny_checkpoint, data) as server:
         running = server.adapt(method=LONG)
         queued = server.adapt(method={"preset": "fast"}, seed=1)
         server.wait_for_steps(running, 3)
-        os.kill(server.process.pid, signal.SIGKILL)
-        server.process.wait()
+        server.process.send_signal(number)
+        code = server.process.wait(timeout=20)
+        assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
         assert server.gone()
     with serving(tiny_checkpoint, data) as server:
         events = server.follow(running)
@@ -116,16 +135,23 @@ def test_a_killed_server_finishes_its_jobs_after_a_restart(
         kinds = [event["kind"] for event in events]
         assert kinds[:5] == ["queued", "running", "step", "step", "step"]
         restart = kinds.index("requeued")
-        assert events[restart]["data"]["reason"] == "server_died"
+        reason = "server_stopped" if number == signal.SIGTERM else "server_died"
+        assert events[restart]["data"]["reason"] == reason
         assert kinds[restart + 1] == "running"
-        steps = [e["data"]["step"] for e in events[restart:] if e["kind"] == "step"]
-        assert steps == list(range(1, LONG["steps"] + 1))
+        assert kinds.count("resumed") == 1
+        resumed = kinds.index("resumed")
+        done = [e["data"]["step"] for e in events[:resumed] if e["kind"] == "step"]
+        assert events[resumed]["data"] == {"step": len(done), "steps": LONG["steps"]}
+        steps = [e["data"]["step"] for e in events if e["kind"] == "step"]
+        assert steps == list(range(1, LONG["steps"] + 1))  # each of them once
         assert kinds[-1] in ("succeeded", "rejected")
         assert server.follow(queued)[-1]["kind"] in ("succeeded", "rejected")
         job = server.http.get(f"/v1/adaptations/{running}").json()
         assert (job["status"], job["error"]) == (kinds[-1], None)
         asked = {"adaptation": running, "questions": ["Where?"], "focus": False, "max_tokens": 4}
         assert server.http.post("/v1/answers", json=asked).status_code == 200
+    assert adapter_checksum(data, running) == undisturbed
+    assert not list((data / "adapters" / "progress").rglob("*.*"))
 
 
 def test_a_stopped_server_answers_first_and_keeps_its_jobs(
@@ -153,8 +179,11 @@ def test_a_stopped_server_answers_first_and_keeps_its_jobs(
     with serving(tiny_checkpoint, data) as server:
         kinds = [event["kind"] for event in server.events(id)]
         assert "requeued" in kinds
+        progress = data / "adapters" / "progress"
+        assert [p for p in progress.rglob("*.*") if id in p.name]
         job = server.http.post(f"/v1/adaptations/{id}/cancel").json()
         assert job["status"] == "cancelled"
+        assert not list(progress.rglob("*.*"))
 
 
 def test_a_second_signal_ends_at_once(tiny_checkpoint: Path, data: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from safetensors import safe_open
 
 from imprint.server.client import Adaptation, ImprintClient
 from imprint.server.commands.local_server import local_server
@@ -24,8 +25,12 @@ STUDY = {"type": "refine", "steps": 30, "patience": 1000, "positions": 4, "lora_
 
 
 @pytest.fixture
-def url(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[str]:
-    settings = Settings(model=tiny_checkpoint, data_dir=tmp_path / "data", segment_tokens=64)
+def settings(tiny_checkpoint: Path, tmp_path: Path) -> Settings:
+    return Settings(model=tiny_checkpoint, data_dir=tmp_path / "data", segment_tokens=64)
+
+
+@pytest.fixture
+def url(settings: Settings) -> Iterator[str]:
     with local_server(settings) as url:
         yield url
 
@@ -37,7 +42,13 @@ def kill_worker() -> None:
     os.kill(worker.pid, signal.SIGKILL)
 
 
-def test_a_study_survives_its_worker(url: str) -> None:
+def adapter_checksum(settings: Settings, id: str) -> str:
+    """The checksum over every bit of an adapter and its manifest."""
+    with safe_open(settings.data_dir / "adapters" / f"{id}.safetensors", framework="pt") as file:
+        return str(file.metadata()["sha256"])
+
+
+def test_a_study_survives_its_worker(url: str, settings: Settings, tmp_path: Path) -> None:
     stop, statuses = threading.Event(), set()
 
     def watch() -> None:
@@ -58,14 +69,25 @@ def test_a_study_survives_its_worker(url: str) -> None:
     requeued = kinds.index("requeued")
     assert kinds.count("requeued") == 1
     assert events[requeued][1]["reason"] == "killed"
-    steps = [data for kind, data in events[requeued:] if kind == "step"]
-    assert [data["step"] for data in steps] == list(range(1, 31))
-    before = [data for kind, data in events[:requeued] if kind == "step"]
-    assert before == steps[: len(before)]  # a study is a function of its seed
+    assert kinds[requeued + 1] == "running"
+    assert kinds.count("resumed") == 1
+    resumed = kinds.index("resumed")
+    assert events[resumed][1] == {"step": kinds[:resumed].count("step"), "steps": 30}
+    steps = [data for kind, data in events if kind == "step"]
+    assert [data["step"] for data in steps] == list(range(1, 31))  # each of them once
     with httpx.Client(base_url=url, timeout=60) as http:
         assert 'worker_restarts_total{reason="killed"} 1.0' in http.get("/metrics").text
         body = {"adaptation": job.id, "questions": ["Who?"], "focus": False, "max_tokens": 4}
         assert http.post("/v1/answers", json=body).status_code == 200
+        text = http.get("/metrics").text
+        assert 'adaptation_checkpoints_total{outcome="resumed"} 1.0' in text
+    assert not list((settings.data_dir / "adapters" / "progress").rglob("*.*"))
+    undisturbed = settings.model_copy(update={"data_dir": tmp_path / "undisturbed"})
+    with local_server(undisturbed) as other, ImprintClient(other) as client:
+        again = client.wait(client.adapt(DOCUMENT, method=STUDY).id)
+        assert again.status == job.status
+        right = adapter_checksum(undisturbed, again.id)
+    assert adapter_checksum(settings, job.id) == right
 
 
 def _study_and_kill_after(

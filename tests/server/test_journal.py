@@ -153,6 +153,17 @@ def test_events_are_numbered_without_gaps(journal: Journal) -> None:
     assert [e.kind for e in journal.events("adp_2", after=0, limit=9)] == ["queued"]
 
 
+def test_the_last_step_is_known(journal: Journal) -> None:
+    create(journal)
+    create(journal, id="adp_2", seed=1)
+    assert journal.last_step("adp_1") == journal.last_step("adp_9") == 0
+    for number in (1, 2, 10):
+        journal.add_event("adp_1", "step", {"step": number})
+    journal.add_event("adp_1", "resumed", {"step": 12})
+    journal.add_event("adp_2", "step", {"step": 3})
+    assert (journal.last_step("adp_1"), journal.last_step("adp_2")) == (10, 3)
+
+
 def test_an_outcome_is_final(journal: Journal) -> None:
     create(journal)
     assert journal.finish("adp_1", "succeeded", nbytes=5)

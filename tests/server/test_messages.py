@@ -18,6 +18,7 @@ TO_WORKER: list[m.ToWorker] = [
 ]
 FROM_WORKER: list[m.FromWorker] = [
     m.AdaptationStarted(adaptation_id="a", attempt=1),
+    m.AdaptationResumed(adaptation_id="a", step=1, steps=4, events=[{"step": 1}]),
     m.AdaptationEvent(adaptation_id="a", kind="step", data={"reward_mean": 0.5}),
     m.AdaptationDone(adaptation_id="a", status="rejected", result={"alpha": None}, nbytes=5),
     m.AdaptationFailed(adaptation_id="a", code="non_finite", message="it broke"),

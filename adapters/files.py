@@ -1,0 +1,103 @@
+"""A folder of files by id, each written atomically. Knows bytes and names; knows no tensors.
+
+Limit: a file is replaced whole. Loads no torch, so that the API process can delete what workers
+have written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+SUFFIX = ".safetensors"
+
+
+def _being_written(partial: Path) -> bool:
+    """Whether another live process, such as a second worker, may be writing this file now."""
+    writer = partial.name.split(".")[-2]
+    if not writer.isdigit() or int(writer) == os.getpid():
+        return False
+    try:
+        os.kill(int(writer), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+class FileFolder:
+    """One file per id."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        for torn in self.root.glob("*.partial"):
+            if not _being_written(torn):
+                torn.unlink(missing_ok=True)
+
+    def path(self, id: str) -> Path:
+        """Where the file lies. Raises ValueError for an id that is no plain name."""
+        if not _ID.fullmatch(id):
+            raise ValueError(f"adapter id {id!r} must be letters, digits, '_' and '-'")
+        return self.root / f"{id}{SUFFIX}"
+
+    def write(self, id: str, blob: bytes, *, durable: bool) -> None:
+        """A crash of this process leaves the old file or the new; `durable`, a power cut too."""
+        path = self.path(id)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(blob)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        if durable:
+            self._sync()
+
+    def delete(self, id: str) -> bool:
+        """Remove; returns whether it was there. The removal is durable when this returns."""
+        try:
+            self.path(id).unlink()
+        except FileNotFoundError:
+            return False
+        self._sync()
+        return True
+
+    def ids(self) -> list[str]:
+        """Ids of all files, sorted."""
+        return sorted(path.name.removesuffix(SUFFIX) for path in self.root.glob(f"*{SUFFIX}"))
+
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.root.glob(f"*{SUFFIX}"))
+
+    def _sync(self) -> None:
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class ProgressFolder:
+    """What running studies have written: two files an id, see `progress.py`."""
+
+    def __init__(self, store: Path | str) -> None:
+        root = Path(store) / "progress"
+        self.begun = FileFolder(root / "begun")
+        self.steps = FileFolder(root / "steps")
+
+    def delete(self, id: str) -> None:
+        """Remove both files; the later one first, for without the other it is worth nothing."""
+        self.steps.delete(id)
+        self.begun.delete(id)
+
+    def ids(self) -> list[str]:
+        """Ids of which there is any file, sorted."""
+        return sorted({*self.begun.ids(), *self.steps.ids()})
