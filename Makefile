@@ -31,6 +31,7 @@ lint: $(READY) ## ruff and mypy
 bench: $(READY) ## the measurements of BENCHMARKS.md, as JSON lines
 	$(BIN)/imprint bench step --json
 	$(BIN)/imprint bench answer --json
+	$(BIN)/imprint bench kernels --json
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
