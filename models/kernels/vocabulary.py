@@ -166,7 +166,10 @@ class _TokenLogprobs(torch.autograd.Function):
         per_token = [tensor.contiguous() for tensor in (*per_token, grad_T)]
         for start in range(0, len(plain_TD), size):
             block_TD, *of_block = (t[start : start + size] for t in (plain_TD, *per_token))
-            grad_TV = triton_vocabulary.logit_grads(block_TD, plain_VD, *of_block, temperature)
+            targets_T, top_T, log_mass_T, chosen_grad_T = of_block
+            grad_TV = triton_vocabulary.logit_grads(
+                block_TD, plain_VD, targets_T, top_T, log_mass_T, chosen_grad_T, temperature
+            )
             if wants_hidden:
                 grads_hidden.append(grad_TV @ plain_VD)
             if grad_VD is not None:

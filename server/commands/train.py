@@ -36,7 +36,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="FOLDER",
         help="start a new run from this checkpoint's weights and tokenizer",
     )
-    pretrain.add_argument("--threads", type=int, default=2, metavar="N", help="parts of a batch computed at once")
+    pretrain.add_argument(
+        "--threads", type=int, default=2, metavar="N", help="parts of a batch computed at once"
+    )
     pretrain.set_defaults(run=run_pretrain)
 
 
