@@ -212,14 +212,15 @@ class Journal:
         self, id: str, *, reason: str, attempt: int | None = None, died: bool = False
     ) -> None:
         """An active one is to be taken up again: its worker died (`attempt` is the next), or
-        this server did (`died`) or was stopped."""
+        this server did (`died`) or was stopped. One that has just ended stays as it is."""
         with self._transaction() as db:
-            db.execute(
+            changed = db.execute(
                 "UPDATE adaptations SET status='queued', attempt=coalesce(?, attempt),"
                 " restarts=restarts+? WHERE id=? AND status IN ('queued','running')",
                 (attempt, died, id),
-            )
-            self._add_event(id, "requeued", {"reason": reason})
+            ).rowcount
+            if changed:
+                self._add_event(id, "requeued", {"reason": reason})
 
     def add_event(self, id: str, kind: str, data: dict[str, Any]) -> None:
         """Append an event; an adaptation that is gone is ignored."""

@@ -172,6 +172,9 @@ def test_an_outcome_is_final(journal: Journal) -> None:
     assert row is not None
     assert (row.status, row.nbytes) == ("succeeded", 5)
     assert row.finished_at is not None
+    journal.requeue("adp_1", reason="server_stopped")  # it ended while the server was stopping
+    kinds = [event.kind for event in journal.events("adp_1", after=0, limit=9)]
+    assert kinds == ["queued", "succeeded"]
 
 
 def test_pages_go_back_in_time(journal: Journal) -> None:
