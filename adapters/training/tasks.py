@@ -150,6 +150,7 @@ class Tasks:
         asked_start = start if rng.random() < 0.6 else other_start
         asked_link = link if rng.random() < 0.5 else other_link + rng.choice(["", link])
         question = f"{self._words(rng, 1, 5)} {{query}} {self._words(rng, 0, 4)}?"
+        prefix = f" {asked_start} {{query}}{asked_link}".replace("  ", " ")
         needle = f"{start} {{key}}{link} {{value}} {end}"
         if rng.random() < 0.2:  # the value first
             needle = f"{start} {{value}}{link} {{key}} {end}"
@@ -158,8 +159,8 @@ class Tasks:
             needle=needle.strip() + ".",
             question=question,
             question_many=question,
-            prefix=f" {asked_start} {{query}}{asked_link}".replace("  ", " "),
-            prefix_many=f" {asked_start} {{query}}{asked_link}".replace("  ", " "),
+            prefix=prefix,
+            prefix_many=prefix,
         )
 
     def _needles(self, rng: random.Random, length: int, wordings: list[Wording]) -> Sample:
@@ -216,8 +217,8 @@ class Tasks:
         """Short keys with short values, in random words that a list shares, then every key again.
 
         The less there is around keys and values, the easier it is to find out that the key decides:
-        lists of every difficulty are drawn. Without these no binding was learnt in 25 million
-        tokens, with them in one million.
+        lists of every difficulty are drawn. Without these no binding was learnt in 28 million
+        tokens, with them in four million.
         """
         sample = Sample()
         encode = self.tokenizer.encode
