@@ -56,7 +56,7 @@ class Answers:
         self._tokenizer = tokenizer
         self._metrics = metrics
 
-    async def answer(self, body: CreateAnswers) -> AsyncGenerator[dict[str, Any], None]:
+    async def answer(self, body: CreateAnswers, owner: str) -> AsyncGenerator[dict[str, Any], None]:
         """Progress, text and outcomes as JSON objects; the last one is the whole reply.
 
         What is wrong with the request is raised before the first object. Closing the generator
@@ -67,7 +67,7 @@ class Answers:
             work = await self._answer_work(body)
             for attempt in (1, 2):
                 try:
-                    async with aclosing(self._answer_once(body, work, deadline)) as events:
+                    async with aclosing(self._answer_once(body, work, owner, deadline)) as events:
                         async for event in events:
                             yield event
                     return
@@ -93,36 +93,36 @@ class Answers:
         )
 
     async def _answer_once(
-        self, body: CreateAnswers, work: Generate, deadline: float
+        self, body: CreateAnswers, work: Generate, owner: str, deadline: float
     ) -> AsyncGenerator[dict[str, Any], None]:
         if body.document is None:
             assert body.adaptation is not None  # the body has exactly one of the two
-            row = await self._intake.ready(body.adaptation)
+            row = await self._intake.ready(body.adaptation, owner)
             yield _progress({"phase": "queued"})
             events = self._ask(body, row, work, deadline)
         else:
-            events = self._adapt_and_ask(body, body.document, work, deadline)
+            events = self._adapt_and_ask(body, body.document, work, owner, deadline)
         async with aclosing(events):
             async for event in events:
                 yield event
 
     async def _adapt_and_ask(
-        self, body: CreateAnswers, document: str, work: Generate, deadline: float
+        self, body: CreateAnswers, document: str, work: Generate, owner: str, deadline: float
     ) -> AsyncGenerator[dict[str, Any], None]:
-        new, tokens = await self._intake.answer_adaptation(body, document)
+        new, tokens = await self._intake.answer_adaptation(body, document, owner)
         async with self._jobs.borrow(new, tokens) as row:
             async with aclosing(self._jobs.progress(row.id, deadline)) as steps:
                 async for progress in steps:
                     yield _progress({"phase": "queued", **progress})
-            row = await self._outcome(row.id)
+            row = await self._outcome(row.id, owner)
             async with aclosing(self._ask(body, row, work, deadline)) as events:
                 async for event in events:
                     yield event
 
-    async def _outcome(self, id: str) -> AdaptationRow:
+    async def _outcome(self, id: str, owner: str) -> AdaptationRow:
         """The ended job, if it can be asked."""
         try:
-            row = await self._jobs.get(id)
+            row = await self._jobs.get(id, owner)
         except NotFoundError as error:
             raise _TryAgainError(error) from None
         if row.status == "failed":
@@ -169,12 +169,12 @@ class Answers:
         }
 
     async def complete(
-        self, body: CreateCompletion, request_id: str
+        self, body: CreateCompletion, request_id: str, owner: str
     ) -> AsyncGenerator[Accepted | Delta | Finished, None]:
         """Text and outcomes of the prompts, once accepted. Closing the generator cancels them."""
         deadline = time.monotonic() + self._timeout_s(None)
         with self._intake.request("completion"):
-            adapter = await self._intake.model_adapter(body.model)
+            adapter = await self._intake.model_adapter(body.model, owner)
             seed = secrets.randbits(62) if body.seed is None else body.seed
             prompts = await self._intake.prompts(
                 body.prompts, param="prompt", seed=seed, continues=adapter is not None

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from imprint import __version__
+from imprint.server.auth import RequireKey
 from imprint.server.config import Settings
 from imprint.server.errors import (
     STATUS_CODES,
@@ -42,8 +43,10 @@ class _App(FastAPI):
 def create_app(settings: Settings, pool: Pool) -> FastAPI:
     """The app. Its lifespan starts the pool, takes up unfinished jobs and, at the end, closes both.
 
-    `app.state.services` holds the services while it lives.
+    `app.state.services` holds the services while it lives. Raises KeysError for a file of keys
+    that cannot be used.
     """
+    keys = settings.key_ring()
     metrics = Metrics()
 
     @asynccontextmanager
@@ -64,7 +67,9 @@ def create_app(settings: Settings, pool: Pool) -> FastAPI:
         redoc_url=None,
     )
     app.metrics = metrics
+    # The last one added is the first one asked.
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequireKey, keys=keys, metrics_need_key=settings.metrics_need_key)
     for module in (adaptations, answers, completions, models, health):
         app.include_router(module.router)
     app.add_exception_handler(ImprintError, _imprint_error)

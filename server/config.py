@@ -7,14 +7,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from imprint.server.keys import KeyRing
 from imprint.server.worker_config import PoolConfig, WorkerConfig
 
 ENV_PREFIX = "IMPRINT_"
+SECRETS = frozenset({"api_keys"})
+"""Settings whose values are never shown."""
 BUNDLED_MODEL = Path(__file__).resolve().parents[1] / "models" / "pretrained" / "imprint-tiny"
 
 
@@ -27,10 +30,12 @@ class Settings(BaseSettings):
         frozen=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,  # one of them holds keys
     )
 
     host: str = "127.0.0.1"
-    """Address to listen on. Nothing asks for a key: keep it on the loopback or behind a proxy."""
+    """Address to listen on. Beyond the loopback, keys are needed, or allow_keyless."""
     port: int = Field(default=8765, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     model: Path = BUNDLED_MODEL
@@ -46,6 +51,16 @@ class Settings(BaseSettings):
     """Folder of the journal and the adapters. Holds the text of documents: protect it like them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged. Document text never is."""
+
+    api_keys: Annotated[KeyRing | None, NoDecode] = None
+    """API keys, each NAME:KEY or NAME:sha256:HEX, with commas between. What a key makes belongs
+    to its name. Other processes can read a flag: prefer variable and file."""
+    api_keys_file: Path | None = None
+    """File with API keys, one a line, written as in api_keys; they are added to those."""
+    allow_keyless: bool = False
+    """Listen beyond the loopback without keys: something else keeps strangers out."""
+    metrics_need_key: bool = False
+    """Ask for a key at /metrics too."""
 
     device: str = "cpu"
     """Device of the worker, as torch names it."""
@@ -122,6 +137,16 @@ class Settings(BaseSettings):
                 "set enableServiceLinks: false on the pod, or give the port explicitly"
             )
         return value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _read_keys(cls, value: object) -> object:
+        return (KeyRing.parse(value) or None) if isinstance(value, str) else value
+
+    def key_ring(self) -> KeyRing:
+        """Every key there is, the file's included. Raises KeysError for a file that has none."""
+        given = self.api_keys or KeyRing()
+        return given if self.api_keys_file is None else given | KeyRing.load(self.api_keys_file)
 
     @property
     def served_model_name(self) -> str:

@@ -31,6 +31,7 @@ WORKER_STATUS = {
 
 STATUS_CODES = {
     400: "invalid_request",
+    401: "invalid_api_key",
     404: "not_found",
     405: "method_not_allowed",
     413: "body_too_large",
@@ -77,6 +78,17 @@ class InvalidRequestError(ImprintError):
 
     status = 400
     code = "invalid_request"
+
+
+class UnauthorizedError(ImprintError):
+    """The request carries no key, or one that is not known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        """Names the scheme that is asked for."""
+        return {"WWW-Authenticate": "Bearer"}
 
 
 class NotFoundError(ImprintError):

@@ -27,7 +27,7 @@ class EventFeed:
         self.num_streams = 0
 
     async def follow(
-        self, id: str, *, after: int
+        self, id: str, owner: str, *, after: int
     ) -> AsyncGenerator[EventRow | dict[str, Any], None]:
         """Events behind number `after` until the job has ended, and progress (a dict) in between.
 
@@ -42,7 +42,7 @@ class EventFeed:
             while True:
                 job = self._jobs.active(id)
                 news = None if job is None else job.news()
-                row = await self._jobs.get(id)
+                row = await self._jobs.get(id, owner)
                 events = await self._journal(Journal.events, id, after=after, limit=PAGE)
                 for event in events:
                     yield event

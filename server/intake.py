@@ -20,7 +20,7 @@ from imprint.server.errors import (
     TooLargeError,
     clip,
 )
-from imprint.server.jobs import OWNER, Jobs
+from imprint.server.jobs import Jobs
 from imprint.server.messages import Prompt
 from imprint.server.metrics import Metrics
 from imprint.server.records import READY, AdaptationRow, NewAdaptation
@@ -58,7 +58,9 @@ class Intake:
             self.num_requests -= 1
             self._metrics.requests.labels(kind=kind, outcome=outcome).inc()
 
-    async def adaptation(self, body: CreateAdaptation) -> tuple[NewAdaptation, list[int]]:
+    async def adaptation(
+        self, body: CreateAdaptation, owner: str
+    ) -> tuple[NewAdaptation, list[int]]:
         """The job that a client asks for by name, and its document's tokens."""
         self._check_model(body.model)
         method = parse_method(body.method, preset=self._settings.default_preset)
@@ -66,7 +68,7 @@ class Intake:
         limit_s = self._settings.adaptation_timeout_s
         new = NewAdaptation(
             id=f"adp_{secrets.token_hex(12)}",
-            owner=OWNER,
+            owner=owner,
             text=body.document,
             model=self._settings.served_model_name,
             method=method,
@@ -81,7 +83,7 @@ class Intake:
         return new, tokens
 
     async def answer_adaptation(
-        self, body: CreateAnswers, document: str
+        self, body: CreateAnswers, document: str, owner: str
     ) -> tuple[NewAdaptation, list[int]]:
         """The job that answering from `document` needs: a reading where the questions focus it."""
         default = {"type": "refine"} if body.focus is False else {"type": "read"}
@@ -89,13 +91,13 @@ class Intake:
         # A reading has no random choices, so that one serves every seed.
         seed = 0 if method.get("type") == "read" else body.seed
         asked = CreateAdaptation(document=document, model=body.model, method=method, seed=seed)
-        new, tokens = await self.adaptation(asked)
+        new, tokens = await self.adaptation(asked, owner)
         ttl_s = self._settings.answer_adapter_ttl_s
         return dataclasses.replace(new, pinned=False, expires_after_s=ttl_s), tokens
 
-    async def ready(self, id: str) -> AdaptationRow:
+    async def ready(self, id: str, owner: str) -> AdaptationRow:
         """An adaptation that can be asked; otherwise raises 404, 409 or 410."""
-        row = await self._jobs.get(id)
+        row = await self._jobs.get(id, owner)
         if row.status in READY:
             return row
         if row.active:
@@ -115,13 +117,13 @@ class Intake:
             code=f"adaptation_{row.status}",
         )
 
-    async def model_adapter(self, model: str) -> str | None:
+    async def model_adapter(self, model: str, owner: str) -> str | None:
         """The adaptation id in `<base>:<id>`, ready to be asked; None for the base model."""
         base, _, id = model.partition(":")
         self._check_model(base)
         if not id:
             return None
-        return (await self.ready(id)).id
+        return (await self.ready(id, owner)).id
 
     def _check_model(self, model: str | None) -> None:
         served = self._settings.served_model_name

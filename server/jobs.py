@@ -26,7 +26,6 @@ from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
 from imprint.server.records import AdaptationRow, NewAdaptation
 
-OWNER = "local"  # every resource has an owner in the journal; there is one until keys exist
 MAX_RESTARTS = 5
 CANCEL_WAIT_S = 10.0
 
@@ -198,10 +197,13 @@ class Jobs:
         """The job in memory, while it is queued or running."""
         return self._active.get(id)
 
-    async def get(self, id: str) -> AdaptationRow:
-        """The adaptation; raises NotFoundError for an unknown one and for one that is deleted."""
+    async def get(self, id: str, owner: str) -> AdaptationRow:
+        """The owner's adaptation; raises NotFoundError for every other id.
+
+        Nothing tells a deleted one, another owner's and one that never was apart.
+        """
         row = await self.journal(Journal.get, id)
-        if row is None or row.deleting or row.owner != OWNER:
+        if row is None or row.deleting or row.owner != owner:
             raise NotFoundError(f"no adaptation {clip(id)!r}", code="adaptation_not_found")
         return row
 
@@ -228,14 +230,14 @@ class Jobs:
                 message = "the document was not read before the request's deadline"
                 raise WorkFailedError("deadline_exceeded", message)
 
-    async def cancel(self, id: str) -> AdaptationRow:
+    async def cancel(self, id: str, owner: str) -> AdaptationRow:
         """Stop a job; one that has ended stays as it is. Waits a moment for the end."""
-        if (await self.get(id)).active:
+        if (await self.get(id, owner)).active:
             await self._request_cancel(id)
             if (job := self._active.get(id)) is not None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(job.done.wait(), CANCEL_WAIT_S)
-        return await self.get(id)
+        return await self.get(id, owner)
 
     async def _request_cancel(self, id: str) -> None:
         await self.journal(Journal.request_cancel, id)

@@ -48,11 +48,11 @@ class Retention:
         """Stop; deletions that are not complete go on at the next start."""
         await self._background.close()
 
-    async def delete(self, id: str) -> None:
+    async def delete(self, id: str, owner: str) -> None:
         """Return when no memory, file or journal row holds the adaptation."""
         row = await self._journal(Journal.get, id)
-        if row is None or not row.deleting:
-            await self._jobs.get(id)
+        if row is None or row.owner != owner or not row.deleting:
+            await self._jobs.get(id, owner)
             await self._journal(Journal.mark_deleting, id)
         deletion = self._deletions.get(id) or self._begin_deletion(id)
         done, _ = await asyncio.wait({deletion}, timeout=DELETE_WAIT_S)

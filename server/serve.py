@@ -5,6 +5,7 @@ once. Either way the workers are gone when `serve` returns.
 """
 
 import asyncio
+import ipaddress
 import logging
 import signal
 import socket
@@ -18,13 +19,13 @@ from imprint.models.errors import CheckpointError
 from imprint.server.app import create_app
 from imprint.server.config import Settings, unknown_variables
 from imprint.server.journal import JournalError
+from imprint.server.keys import KeysError
 from imprint.server.pool import Pool
 from imprint.server.services import Services
 
 logger = logging.getLogger(__name__)
 
 LAST_BYTES_S = 2
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class DrainingServer(uvicorn.Server):
@@ -60,15 +61,36 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    if settings.host not in LOOPBACK:
-        logger.warning("%s can be reached by others, and no key is asked for", settings.host)
     for name in unknown_variables():
         logger.warning("%s sets nothing: no setting has this name", name)
     try:
+        refuse_strangers(settings)
         return asyncio.run(_serve(settings))
-    except (CheckpointError, JournalError, OSError) as error:
+    except (CheckpointError, JournalError, KeysError, OSError) as error:
         logger.error("%s", error)
         return 1
+
+
+def refuse_strangers(settings: Settings) -> None:
+    """Raises KeysError where others can reach the address and nothing asks them for a key."""
+    if _is_loopback(settings.host) or settings.key_ring():
+        return
+    if not settings.allow_keyless:
+        raise KeysError(
+            f"{settings.host} can be reached by others, and no key is asked for: set "
+            "IMPRINT_API_KEYS or --api-keys-file, or say --allow-keyless true where something "
+            "else keeps strangers out"
+        )
+    logger.warning("%s can be reached by others, and no key is asked for", settings.host)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name of this machine
 
 
 async def _serve(settings: Settings) -> int:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -23,6 +24,7 @@ MAX_BACKOFF_S = 30.0
 ENDINGS = {0: "exited", 78: "unusable_model", -signal.SIGKILL: "killed"}
 """Reasons by exit status; every other status is a crash."""
 STABLE_AFTER_S = 60.0
+KEYS_VARIABLE = "IMPRINT_API_KEYS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ class WorkerStatus:
     """Times it was replaced, by reason: killed, crashed, hung, startup_timeout, exited,
     unusable_model."""
     stats: Heartbeat | None = None
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables without the keys of its clients: a worker has no use for them."""
+    return {name: value for name, value in environ.items() if name != KEYS_VARIABLE}
 
 
 class WorkerProcess:
@@ -98,7 +105,7 @@ class WorkerProcess:
             "-m",
             "imprint.server.worker",
             msgspec.json.encode(start).decode(),
-            env={**os.environ, KERNELS_VARIABLE: self._config.kernels},
+            env={**worker_environment(os.environ), KERNELS_VARIABLE: self._config.kernels},
             start_new_session=True,  # a Ctrl-C in the terminal is for the API process alone
         )
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from imprint.models.errors import CheckpointError, HubError
 from imprint.models.hub import Checkpoint, find_checkpoint
 from imprint.models.registry import load_config
-from imprint.server.config import BUNDLED_MODEL, Option, Settings, options
+from imprint.server.config import BUNDLED_MODEL, SECRETS, Option, Settings, options
 
 MAX_SHOWN_ERRORS = 5
 
@@ -130,7 +130,8 @@ def model_folder(model: Path, revision: str) -> Checkpoint:
 def _problem(problem: Any) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
     flag = "--" + name.replace("_", "-")
-    return f"{flag} (IMPRINT_{name.upper()}): {problem['msg']}, got {problem.get('input')!r}"
+    shown = "" if name in SECRETS else f", got {problem.get('input')!r}"
+    return f"{flag} (IMPRINT_{name.upper()}): {problem['msg']}{shown}"
 
 
 def _help(option: Option) -> str:

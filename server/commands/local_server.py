@@ -35,6 +35,8 @@ def local_server(settings: Settings, pool: Pool | None = None) -> Iterator[str]:
 
     Raises CheckpointError for an unusable model folder, CommandError when it cannot start.
     """
+    # on the loopback, for this command alone: no key is asked for
+    settings = settings.model_copy(update={"api_keys": None, "api_keys_file": None})
     load_config(settings.model)  # the worker would say this in its log only
     with socket.create_server(("127.0.0.1", 0)) as listening:
         pool = pool or Pool(settings.pool_config())

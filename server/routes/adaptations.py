@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from imprint.server.auth import Owner
 from imprint.server.errors import InvalidRequestError
-from imprint.server.jobs import OWNER
 from imprint.server.journal import Journal
 from imprint.server.records import AdaptationRow, EventRow
 from imprint.server.replies import adaptation_object, event_object, list_object
@@ -25,9 +25,9 @@ Accept = Annotated[str, Header()]
 
 
 @router.post("", status_code=202, dependencies=JSON_BODY)
-async def create(body: CreateAdaptation, services: FromApp) -> JSONResponse:
+async def create(body: CreateAdaptation, owner: Owner, services: FromApp) -> JSONResponse:
     """Accept a document for adaptation: 202 and the new job, or 200 and the one that exists."""
-    new, tokens = await services.intake.adaptation(body)
+    new, tokens = await services.intake.adaptation(body, owner)
     row, is_new = await services.jobs.create(new, tokens)
     location = {"Location": f"/v1/adaptations/{row.id}"}
     return JSONResponse(
@@ -36,31 +36,33 @@ async def create(body: CreateAdaptation, services: FromApp) -> JSONResponse:
 
 
 @router.get("")
-async def page(services: FromApp, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+async def page(
+    owner: Owner, services: FromApp, limit: Limit = 20, after: str | None = None
+) -> dict[str, Any]:
     """Adaptations, newest first; `after` is the last id of the page before."""
     if after is not None:
-        await services.jobs.get(after)
-    rows = await services.journal(Journal.page, OWNER, after=after, limit=limit + 1)
+        await services.jobs.get(after, owner)
+    rows = await services.journal(Journal.page, owner, after=after, limit=limit + 1)
     data = [_object(services, row) for row in rows[:limit]]
     return list_object(data, has_more=len(rows) > limit)
 
 
 @router.get("/{id}")
-async def get(id: str, services: FromApp) -> dict[str, Any]:
+async def get(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """One adaptation."""
-    return _object(services, await services.jobs.get(id))
+    return _object(services, await services.jobs.get(id, owner))
 
 
 @router.post("/{id}/cancel")
-async def cancel(id: str, services: FromApp) -> dict[str, Any]:
+async def cancel(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """Stop it between two quanta. One that has ended stays as it is."""
-    return _object(services, await services.jobs.cancel(id))
+    return _object(services, await services.jobs.cancel(id, owner))
 
 
 @router.delete("/{id}")
-async def delete(id: str, services: FromApp) -> dict[str, Any]:
+async def delete(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """Free it: answers when no memory and no file holds it any more."""
-    await services.retention.delete(id)
+    await services.retention.delete(id, owner)
     return {"id": id, "object": "adaptation", "deleted": True}
 
 
@@ -68,6 +70,7 @@ async def delete(id: str, services: FromApp) -> dict[str, Any]:
 async def events(
     id: str,
     request: Request,
+    owner: Owner,
     services: FromApp,
     limit: Limit = 100,
     after: Sequence = 0,
@@ -76,19 +79,21 @@ async def events(
 ) -> Response:
     """What happened to it: a page behind number `after`, or, for `Accept: text/event-stream`, all
     of it as it happens, behind `Last-Event-ID`."""
-    await services.jobs.get(id)
+    await services.jobs.get(id, owner)
     if "text/event-stream" in accept:
         if last_event_id is not None:
             after = _number(last_event_id)
-        chunks = _chunks(services, id, after)
+        chunks = _chunks(services, id, owner, after)
         return await open_stream(request, chunks, services.settings)
     rows = await services.journal(Journal.events, id, after=after, limit=limit + 1)
     data = [event_object(row) for row in rows[:limit]]
     return JSONResponse(list_object(data, has_more=len(rows) > limit, key="sequence"))
 
 
-async def _chunks(services: Services, id: str, after: int) -> AsyncGenerator[bytes, None]:
-    async with aclosing(services.events.follow(id, after=after)) as feed:
+async def _chunks(
+    services: Services, id: str, owner: str, after: int
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(services.events.follow(id, owner, after=after)) as feed:
         async for event in feed:
             if isinstance(event, EventRow):
                 yield encode_event(event_object(event), id=event.sequence)

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from imprint.server.auth import Owner
 from imprint.server.routes.bodies import JSON_BODY
 from imprint.server.schemas import CreateAnswers
 from imprint.server.services import FromApp, Services
@@ -16,23 +17,27 @@ router = APIRouter()
 
 
 @router.post("/v1/answers", dependencies=JSON_BODY, response_model=None)
-async def create(body: CreateAnswers, request: Request, services: FromApp) -> Response:
+async def create(
+    body: CreateAnswers, request: Request, owner: Owner, services: FromApp
+) -> Response:
     """Read the document where that is still to be done, study it for the questions, answer them."""
     if body.stream:
-        chunks = _chunks(services, body)
+        chunks = _chunks(services, body, owner)
         return await open_stream(request, chunks, services.settings)
-    return JSONResponse(await until_disconnect(request, _last(services, body)))
+    return JSONResponse(await until_disconnect(request, _last(services, body, owner)))
 
 
-async def _last(services: Services, body: CreateAnswers) -> dict[str, Any]:
+async def _last(services: Services, body: CreateAnswers, owner: str) -> dict[str, Any]:
     reply: dict[str, Any] = {}
-    async with aclosing(services.answers.answer(body)) as events:
+    async with aclosing(services.answers.answer(body, owner)) as events:
         async for event in events:
             reply = event
     return reply
 
 
-async def _chunks(services: Services, body: CreateAnswers) -> AsyncGenerator[bytes, None]:
-    async with aclosing(services.answers.answer(body)) as events:
+async def _chunks(
+    services: Services, body: CreateAnswers, owner: str
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(services.answers.answer(body, owner)) as events:
         async for event in events:
             yield encode_event(event)

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from imprint.server.auth import Owner
 from imprint.server.generation import Delta, Finished, add_usage
 from imprint.server.routes.bodies import JSON_BODY
 from imprint.server.schemas import CreateCompletion
@@ -19,18 +20,20 @@ router = APIRouter()
 
 
 @router.post("/v1/completions", dependencies=JSON_BODY, response_model=None)
-async def create(body: CreateCompletion, request: Request, services: FromApp) -> Response:
+async def create(
+    body: CreateCompletion, request: Request, owner: Owner, services: FromApp
+) -> Response:
     """Continue the prompts, after the document of an adaptation where `model` names one."""
     id = f"cmpl_{secrets.token_hex(12)}"
     if body.stream:
-        chunks = _chunks(services, body, id)
+        chunks = _chunks(services, body, id, owner)
         return await open_stream(request, chunks, services.settings)
-    return JSONResponse(await until_disconnect(request, _whole(services, body, id)))
+    return JSONResponse(await until_disconnect(request, _whole(services, body, id, owner)))
 
 
-async def _whole(services: Services, body: CreateCompletion, id: str) -> dict[str, Any]:
+async def _whole(services: Services, body: CreateCompletion, id: str, owner: str) -> dict[str, Any]:
     done: list[Finished] = []
-    async with aclosing(services.answers.complete(body, id)) as events:
+    async with aclosing(services.answers.complete(body, id, owner)) as events:
         async for event in events:
             if isinstance(event, Finished):
                 done.append(event)
@@ -41,14 +44,14 @@ async def _whole(services: Services, body: CreateCompletion, id: str) -> dict[st
 
 
 async def _chunks(
-    services: Services, body: CreateCompletion, id: str
+    services: Services, body: CreateCompletion, id: str, owner: str
 ) -> AsyncGenerator[bytes, None]:
     """The first, empty chunk says that the request was accepted."""
     head = _head(id, body)
     usages: list[dict[str, Any]] = []
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
-    async with aclosing(services.answers.complete(body, id)) as events:
+    async with aclosing(services.answers.complete(body, id, owner)) as events:
         async for event in events:
             choice = _choice(0, "", None)
             if isinstance(event, Delta):

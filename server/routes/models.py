@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from imprint.server.jobs import OWNER
+from imprint.server.auth import Owner
 from imprint.server.journal import Journal
 from imprint.server.records import READY, AdaptationRow
 from imprint.server.services import FromApp, Services
@@ -15,20 +15,20 @@ MAX_MODELS = 1000
 
 
 @router.get("")
-async def page(services: FromApp) -> dict[str, Any]:
+async def page(owner: Owner, services: FromApp) -> dict[str, Any]:
     """The base model, then the newest ready adaptations, at most 1000."""
-    rows = await services.journal(Journal.page, OWNER, after=None, limit=MAX_MODELS, statuses=READY)
+    rows = await services.journal(Journal.page, owner, after=None, limit=MAX_MODELS, statuses=READY)
     data = [_base_card(services), *(_adapted_card(services, row) for row in rows)]
     return {"object": "list", "data": data}
 
 
 @router.get("/{name:path}")
-async def get(name: str, services: FromApp) -> dict[str, Any]:
+async def get(name: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """One model: `<base>` or `<base>:<adaptation id>`."""
-    id = await services.intake.model_adapter(name)
+    id = await services.intake.model_adapter(name, owner)
     if id is None:
         return _base_card(services)
-    return _adapted_card(services, await services.jobs.get(id))
+    return _adapted_card(services, await services.jobs.get(id, owner))
 
 
 def _base_card(services: Services) -> dict[str, Any]:
