@@ -20,7 +20,7 @@ from torch import Tensor
 
 from imprint.models.architecture import FastWeightModel
 from imprint.models.checkpoint import load_model
-from imprint.models.generate import decode, prefill
+from imprint.models.generate import prefill
 from imprint.models.kernels import uses_triton
 from imprint.models.kernels.choice import read_delta_rule
 from imprint.models.kernels.delta_rule import chunk_delta_rule, chunk_size_for
@@ -28,7 +28,6 @@ from imprint.models.kernels.gated_delta_rule import chunk_gated_delta_rule
 from imprint.models.layers import l2_normalize
 from imprint.models.lora import LoraDelta
 from imprint.models.pool_decoder import PoolDecoder
-from imprint.models.state import RecurrentState
 
 HEAD_WIDTHS = (64, 128)
 _MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -195,11 +194,12 @@ def _measure_reading(
 def _measure_decoding(config: KernelBenchmark, model: FastWeightModel) -> dict[str, Any]:
     """A step of each batch size, without deltas and with one a row, on rows of different texts."""
     _, pool = prefill(model, _tokens(model, max(config.batch_sizes) + 1, 8))
-    decoder = PoolDecoder(model, pool) if config.device != "cpu" else None
+    decoder = PoolDecoder(model, pool)
     calls: dict[str, Callable[[], object]] = {}
     for size in config.batch_sizes:
         for name, delta in (("without", None), ("with", _deltas(model, size))):
-            calls[f"{name} {size}"] = _decode_step(model, pool, decoder, size, delta)
+            rows = range(1, size + 1)
+            calls[f"{name} {size}"] = partial(decoder.decode, [7] * size, rows, delta)
     seconds = _alternately(calls, config)
     numbers: dict[str, Any] = {"lora_rank": _LORA_RANK}
     for name in ("without", "with"):
@@ -211,26 +211,6 @@ def _measure_decoding(config: KernelBenchmark, model: FastWeightModel) -> dict[s
         first, last = config.batch_sizes[0], config.batch_sizes[-1]
         numbers[f"batch_{last}_over_{first}_{name}_deltas"] = min(times[last]) / min(times[first])
     return numbers
-
-
-def _decode_step(
-    model: FastWeightModel,
-    pool: RecurrentState,
-    decoder: PoolDecoder | None,
-    size: int,
-    delta: LoraDelta | None,
-) -> Callable[[], object]:
-    """One token a row as the server decodes it: on copies of the rows, or with `decoder`."""
-    rows, tokens = list(range(1, size + 1)), [7] * size
-    tokens_B = torch.tensor(tokens, device=model.device)
-    if decoder is not None:
-        return lambda: decoder.decode(tokens, rows, delta)
-
-    def step() -> None:
-        _, state = decode(model, tokens_B, pool.select(rows), delta=delta)
-        pool.write_(rows, state)
-
-    return step
 
 
 def _deltas(model: FastWeightModel, num: int) -> LoraDelta:

@@ -73,23 +73,75 @@ def pool_step(
     group = v.shape[1] // q.shape[1]
     if group > 1:
         q, k = q.repeat_interleave(group, 1), k.repeat_interleave(group, 1)
-    state_BGKV = pool["S"].index_select(0, rows_B).to(dtype)
+    decay_BG = beta_BG = None
     if token.decay_BG is not None:
         assert weights.log_rate_G is not None
         assert weights.step_bias_G is not None
         step_BG = F.softplus(token.decay_BG.to(dtype) + weights.step_bias_G.to(dtype))
         decay_BG = (-weights.log_rate_G.to(dtype).exp() * step_BG).exp()
-        state_BGKV = state_BGKV * decay_BG[..., None, None]
-    value_BGV = v - (k.unsqueeze(-2) @ state_BGKV).squeeze(-2)
     if token.beta_BG is not None:
-        value_BGV = value_BGV * (token.beta_BG.to(dtype).sigmoid() * weights.max_beta).unsqueeze(-1)
-    state_BGKV = state_BGKV + k.unsqueeze(-1) * value_BGV.unsqueeze(-2)
-    pool["S"].index_copy_(0, rows_B, state_BGKV.to(pool["S"].dtype))
-    o_BGV = (q.unsqueeze(-2) @ state_BGKV).squeeze(-2) * q.shape[-1] ** -0.5
+        beta_BG = token.beta_BG.to(dtype).sigmoid() * weights.max_beta
+    in_place = pool["S"].device.type == "cpu" and pool["S"].dtype == dtype
+    step = _step_rows if in_place else _step_copies
+    o_BGV = step(q, k, v, beta_BG, decay_BG, pool["S"], rows_B) * q.shape[-1] ** -0.5
     o_BGV = F.rms_norm(o_BGV, o_BGV.shape[-1:], weights.norm_V.to(dtype), weights.norm_eps)
     if token.gate_BGV is not None:
         o_BGV = o_BGV * F.silu(token.gate_BGV.to(dtype))
     return o_BGV.to(token.v_BGV.dtype)
+
+
+def _step_copies(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta_BG: Tensor | None,
+    decay_BG: Tensor | None,
+    pool_NGKV: Tensor,
+    rows_B: Tensor,
+) -> Tensor:
+    """One step of the rule on copies of the rows, all at once: S^T q [B, G, V]."""
+    state_BGKV = pool_NGKV.index_select(0, rows_B).to(q.dtype)
+    if decay_BG is not None:
+        state_BGKV = state_BGKV * decay_BG[..., None, None]
+    value_BGV = v - (k.unsqueeze(-2) @ state_BGKV).squeeze(-2)
+    if beta_BG is not None:
+        value_BGV = value_BGV * beta_BG.unsqueeze(-1)
+    state_BGKV = state_BGKV + k.unsqueeze(-1) * value_BGV.unsqueeze(-2)
+    pool_NGKV.index_copy_(0, rows_B, state_BGKV.to(pool_NGKV.dtype))
+    return (q.unsqueeze(-2) @ state_BGKV).squeeze(-2)
+
+
+def _step_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta_BG: Tensor | None,
+    decay_BG: Tensor | None,
+    pool_NGKV: Tensor,
+    rows_B: Tensor,
+) -> Tensor:
+    """The same, each row where it lies: on a CPU copying states costs more than computing.
+
+    A state is read once, for key and query, before it is written: S_new^T q = S^T q + (k q) value.
+    """
+    states = [pool_NGKV[row] for row in rows_B.tolist()]
+    asked_BG2K = torch.stack((k, q), 2)
+    read_BG2V = torch.empty(*asked_BG2K.shape[:3], v.shape[-1], dtype=v.dtype)
+    for state_GKV, asked_G2K, read_G2V in zip(
+        states, asked_BG2K.unbind(), read_BG2V.unbind(), strict=True
+    ):
+        torch.bmm(asked_G2K, state_GKV, out=read_G2V)
+    if decay_BG is not None:
+        read_BG2V = read_BG2V * decay_BG[..., None, None]
+        for state_GKV, decay_G in zip(states, decay_BG.unbind(), strict=True):
+            state_GKV.mul_(decay_G.view(-1, 1, 1))
+    value_BGV = v - read_BG2V[:, :, 0]
+    if beta_BG is not None:
+        value_BGV = value_BGV * beta_BG.unsqueeze(-1)
+    written = zip(states, k.unsqueeze(-1).unbind(), value_BGV.unsqueeze(-2).unbind(), strict=True)
+    for state_GKV, k_GK1, value_G1V in written:
+        state_GKV.baddbmm_(k_GK1, value_G1V)
+    return read_BG2V[:, :, 1] + (k * q).sum(-1, keepdim=True) * value_BGV
 
 
 def _convolved(
