@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from imprint.models.lact_config import LactConfig
     from imprint.models.lora import LoraDelta
     from imprint.models.registry import build_model, load_config
-    from imprint.models.sampling import counter_uniform, sample_tokens, token_entropy
+    from imprint.models.sampling import (
+        counter_uniform,
+        counter_uniforms,
+        sample_tokens,
+        token_entropy,
+    )
     from imprint.models.state import RecurrentState
     from imprint.models.tokenizer import Tokenizer, load_tokenizer
 
@@ -32,7 +37,7 @@ _HOMES = {
     "lact_config": ("LactConfig",),
     "lora": ("LoraDelta",),
     "registry": ("build_model", "load_config"),
-    "sampling": ("counter_uniform", "sample_tokens", "token_entropy"),
+    "sampling": ("counter_uniform", "counter_uniforms", "sample_tokens", "token_entropy"),
     "state": ("RecurrentState",),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
 }
@@ -53,6 +58,7 @@ __all__ = [
     "Tokenizer",
     "build_model",
     "counter_uniform",
+    "counter_uniforms",
     "decode",
     "generate_greedy",
     "load_config",

@@ -6,6 +6,8 @@ the batch. Shapes: B = rows, T = tokens, V = vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,11 +30,22 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def counter_uniform(seed: int, counters: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), float64, one per counter (any shape of int64): splitmix64."""
+    seeds = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
+    return _uniform(seeds, counters.cpu().numpy().reshape(-1)).view(counters.shape)
+
+
+def counter_uniforms(seeds: Sequence[int], counters: Sequence[int]) -> Tensor:
+    """The numbers of `counter_uniform` at (seeds[i], counters[i]), in one go: float64 [B]."""
+    masked = np.array([seed & 0xFFFFFFFFFFFFFFFF for seed in seeds], dtype=np.uint64)
+    return _uniform(masked, np.array(counters, dtype=np.int64))
+
+
+def _uniform(seeds: np.ndarray, counters: np.ndarray) -> Tensor:
     with np.errstate(over="ignore"):
-        start = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GOLDEN)
-        bits = _mix(start + (counters.cpu().numpy().astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+        start = _mix(seeds + _GOLDEN)
+        bits = _mix(start + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return torch.from_numpy(uniform.reshape(tuple(counters.shape)))
+    return torch.from_numpy(uniform)
 
 
 def sample_tokens(
@@ -43,17 +56,31 @@ def sample_tokens(
     Temperature 0 is greedy. `top_p` keeps the smallest set of most probable tokens whose mass
     reaches it.
     """
-    greedy_B = logits_BV.argmax(-1)
-    cold_B = temperature_B <= 0
-    if bool(cold_B.all()):
-        return greedy_B
-    safe_B1 = temperature_B.masked_fill(cold_B, 1.0).unsqueeze(-1).to(logits_BV.dtype)
-    probs_BV, order_BV = (
-        (logits_BV / safe_B1).softmax(-1).double().sort(stable=True, dim=-1, descending=True)
-    )
-    mass_BV = probs_BV.cumsum(-1)
-    probs_BV = probs_BV.masked_fill(mass_BV - probs_BV >= top_p_B.unsqueeze(-1), 0.0)
+    tokens_B = logits_BV.argmax(-1)
+    hot_B = temperature_B > 0
+    if not bool(hot_B.any()):
+        return tokens_B
+    for rows_B, draw in ((hot_B & (top_p_B >= 1), _draw), (hot_B & (top_p_B < 1), _draw_nucleus)):
+        rows_R = rows_B.nonzero().squeeze(-1)
+        if len(rows_R):
+            logits_RV = logits_BV[rows_R]
+            warm_R1 = temperature_B[rows_R].unsqueeze(-1).to(logits_BV.dtype)
+            probs_RV = (logits_RV / warm_R1).softmax(-1).double()
+            tokens_B[rows_R] = draw(probs_RV, top_p_B[rows_R], uniform_B[rows_R])
+    return tokens_B
+
+
+def _draw(probs_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
+    """From the whole distribution, tokens in the order of their ids."""
     mass_BV = probs_BV.cumsum(-1)
     point_B1 = uniform_B.to(mass_BV).unsqueeze(-1) * mass_BV[:, -1:]
-    rank_B1 = torch.searchsorted(mass_BV, point_B1).clamp_max(logits_BV.shape[-1] - 1)
-    return torch.where(cold_B, greedy_B, order_BV.gather(-1, rank_B1).squeeze(-1))
+    ids_B1 = torch.searchsorted(mass_BV, point_B1)
+    return ids_B1.clamp_max(probs_BV.shape[-1] - 1).squeeze(-1)
+
+
+def _draw_nucleus(probs_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
+    """From the most probable tokens, the likeliest first. Sorting is what it costs."""
+    probs_BV, order_BV = probs_BV.sort(stable=True, dim=-1, descending=True)
+    mass_BV = probs_BV.cumsum(-1)
+    probs_BV = probs_BV.masked_fill(mass_BV - probs_BV >= top_p_B.unsqueeze(-1), 0.0)
+    return order_BV.gather(-1, _draw(probs_BV, top_p_B, uniform_B).unsqueeze(-1)).squeeze(-1)

@@ -36,6 +36,7 @@ from imprint.server.messages import (
 from imprint.server.scheduler import Expired, Scheduler, SchedulerConfig
 from imprint.server.sequence import Job, Sequence
 from imprint.server.slot_states import SlotStates
+from imprint.server.step_times import StepTimes
 from imprint.server.tasks import INTERNAL_ERROR, OUT_OF_MEMORY, Emit, Surroundings, failure
 from imprint.server.worker_config import WorkerConfig
 
@@ -75,6 +76,7 @@ class Engine:
         self._clock = clock
         self._observed: list[Observation] = []
         self._unit: Unit | None = None
+        self._times = StepTimes()
         self._num_steps = 0
         self._last_duration_s = 0.0
         self._last_time = 0.0
@@ -107,7 +109,7 @@ class Engine:
             clock=clock,
         )
         self._around = around
-        self._decoder = Decoder(model, self.slots)
+        self._decoder = Decoder(model, self.slots, self._times)
         self._adaptations = AdaptationRuns(around, ProgressFolder(config.store))
         self._answers = AnswerRuns(around, self.slots)
 
@@ -115,6 +117,10 @@ class Engine:
 
     def handle(self, message: ToWorker) -> None:
         """Take a message in; work begins with the next `step`."""
+        with self._times.whole():
+            self._handle(message)
+
+    def _handle(self, message: ToWorker) -> None:
         match message:
             case Adapt(adaptation_id=id):
                 with self._in_unit("intake", [id], self._adaptations.refuse):
@@ -164,6 +170,10 @@ class Engine:
 
     def step(self) -> bool:
         """One round of work. Returns whether there was any."""
+        with self._times.whole():
+            return self._step()
+
+    def _step(self) -> bool:
         began = self._clock()
         plan = self.scheduler.schedule(began)
         for expired in plan.expired:
@@ -207,7 +217,8 @@ class Engine:
             self._answers.take(sequence, token, num_tokens)
 
     def _quantum(self, job: Job) -> None:
-        with self._in_unit("focus" if job.focus else "quantum", [job.id]):
+        phase = "focus" if job.focus else "quantum"
+        with self._times.part("quantum"), self._in_unit(phase, [job.id]):
             if job.focus:
                 self._answers.advance(job)
             else:
@@ -261,6 +272,7 @@ class Engine:
 
     def flush_observations(self) -> None:
         """Send what has been measured since the last time."""
+        self._observed += self._times.take()
         if self._observed:
             self._emit(Observations(values=self._observed))
             self._observed = []

@@ -157,6 +157,13 @@ class Metrics:
             "One engine step: decode, prefill and quanta.",
             buckets=STEP_BUCKETS,
         )
+        add(
+            Counter,
+            "engine_time_seconds_total",
+            "Where engines spend their time: model (sampling included), slots (states copied in "
+            "and out), quantum, own (everything else, in Python).",
+            "part",
+        )
         add(Histogram, "engine_batch_size", "Sequences per decode.", buckets=BATCH_BUCKETS)
         add(Counter, "engine_errors_total", "Errors caught at the engine's edge.", "phase")
         add(

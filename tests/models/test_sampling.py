@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imprint.models.sampling import counter_uniform, sample_tokens, token_entropy
+from imprint.models.sampling import counter_uniform, counter_uniforms, sample_tokens, token_entropy
 
 
 def full(value: float, rows: int) -> Tensor:
@@ -25,6 +25,14 @@ def test_uniform_is_a_pure_function_of_seed_and_counter() -> None:
     assert not torch.equal(all_at_once, counter_uniform(6, counters))
     assert all_at_once.dtype == torch.float64
     assert counter_uniform(5, torch.tensor(3)).shape == ()
+
+
+def test_many_streams_at_once_are_the_streams_alone() -> None:
+    seeds, counters = [0, 5, -1, 2**200], [3, 0, 2**40, 7]
+    alone = [
+        float(counter_uniform(s, torch.tensor(c))) for s, c in zip(seeds, counters, strict=True)
+    ]
+    assert counter_uniforms(seeds, counters).tolist() == alone
 
 
 def test_uniform_values_are_pinned() -> None:

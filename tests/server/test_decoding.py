@@ -1,15 +1,20 @@
-"""Batches on slots: in place as on copies; nothing is written before all rows have succeeded."""
+"""Batches on slots: in place as on copies, deltas of all shapes together, and nothing written
+before all rows have succeeded."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from imprint.models import DeltaNet, LoraDelta
-from imprint.server import decoding
-from imprint.server.decoding import BrokenStepError, Decoder, Row
+from imprint.models import DeltaNet, DeltaNetConfig, LoraDelta
+from imprint.server.decoding import MAX_PADDING_TOKENS, BrokenStepError, Decoder, Row
 from imprint.server.sequence import Sequence
 from imprint.server.slot_states import SlotStates
+from imprint.server.step_times import StepTimes
 from imprint.server.tasks import OUT_OF_MEMORY, failure
 
 
@@ -57,40 +62,112 @@ def test_decoding_in_place_samples_the_same_tokens(tiny_model: DeltaNet) -> None
     assert generate(tiny_model, in_place=True) == generate(tiny_model, in_place=False)
 
 
-def fail_at_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampling runs out of memory in the second batch."""
-    sample, calls = decoding._sample, []
+class Tiring(DeltaNet):
+    """A model that runs out of memory in its second call."""
 
-    def sample_or_fail(logits_BV: torch.Tensor, rows: list[Row]) -> list[int | None]:
-        calls.append(rows)
-        if len(calls) == 2:
+    num_calls = 0
+
+    def _count(self) -> None:
+        self.num_calls += 1
+        if self.num_calls == 2:
             raise torch.OutOfMemoryError("no memory left")
-        return sample(logits_BV, rows)
 
-    monkeypatch.setattr(decoding, "_sample", sample_or_fail)
+    def forward(self, tokens_BT: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._count()
+        return super().forward(tokens_BT, *args, **kwargs)
+
+    def step_(self, *args: Any, **kwargs: Any) -> Any:
+        self._count()
+        return super().step_(*args, **kwargs)
 
 
-def test_no_slot_is_written_when_a_later_batch_fails(
-    tiny_model: DeltaNet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slots = SlotStates(tiny_model, 2)
-    rows = rows_of(slots, [delta_of(tiny_model, 2, 1), delta_of(tiny_model, 3, 2)])
-    fail_at_second(monkeypatch)
+@pytest.fixture
+def tiring(tiny_model: DeltaNet) -> Tiring:
+    model = Tiring(tiny_model.config)
+    model.load_state_dict(tiny_model.state_dict())
+    return model.eval().requires_grad_(False)
+
+
+def test_no_slot_is_written_when_a_later_batch_fails(tiring: Tiring) -> None:
+    slots = SlotStates(tiring, 2)
+    short, long = rows_of(slots, [None, None])
+    long = dataclasses.replace(long, tokens=[9] * (3 + MAX_PADDING_TOKENS))
     with pytest.raises(RuntimeError, match="no memory left"):
-        Decoder(tiny_model, slots).run(rows)
+        Decoder(tiring, slots).run([long, short])
+    assert tiring.num_calls == 2
     assert not any(tensor.any() for tensor in slots.pool.tensors())
 
 
-def test_a_step_in_place_that_fails_is_not_run_again(
-    tiny_model: DeltaNet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slots = SlotStates(tiny_model, 2)
-    decoder = Decoder(tiny_model, slots, in_place=True)
+def test_a_step_in_place_that_fails_is_not_run_again(tiring: Tiring) -> None:
+    slots = SlotStates(tiring, 2)
+    decoder = Decoder(tiring, slots, in_place=True)
     rows = rows_of(slots, [None, None])
-    rows = advance(rows, decoder.run(rows))
-    fail_at_second(monkeypatch)
     rows = advance(rows, decoder.run(rows))
     with pytest.raises(BrokenStepError) as caught:
         decoder.run(rows)
     assert not isinstance(caught.value, RuntimeError)
     assert failure(caught.value)[0] == OUT_OF_MEMORY
+
+
+class Counting(DeltaNet):
+    """A model that remembers the shapes of what it reads."""
+
+    def __init__(self, config: DeltaNetConfig) -> None:
+        super().__init__(config)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, tokens_BT: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.shapes.append(tuple(tokens_BT.shape))
+        return super().forward(tokens_BT, *args, **kwargs)
+
+
+@pytest.fixture
+def counting(tiny_model: DeltaNet) -> Counting:
+    model = Counting(tiny_model.config)
+    model.load_state_dict(tiny_model.state_dict())
+    return model.eval().requires_grad_(False)
+
+
+def test_deltas_of_every_shape_decode_in_one_batch(counting: Counting) -> None:
+    slots = SlotStates(counting, 5)
+    decoder = Decoder(counting, slots)
+    narrow = delta_of(counting, 2, 4)
+    for name in list(narrow.a)[1:]:
+        del narrow.a[name], narrow.b[name]
+    deltas = [None, delta_of(counting, 2, 1), narrow, delta_of(counting, 4, 3), narrow]
+    rows = rows_of(slots, deltas)
+    rows = advance(rows, decoder.run(rows))
+    rows = advance(rows, decoder.run(rows))
+    decoder.run(rows[:1] + rows[2:])  # one has left
+    assert counting.shapes == [(5, 2), (5, 1), (4, 1)]
+
+
+def test_prompts_of_like_lengths_are_read_together(counting: Counting) -> None:
+    slots = SlotStates(counting, 6)
+    lengths = [30, 2, 33, 3, 400, 1]
+    rows = [
+        dataclasses.replace(row, tokens=[7] * length)
+        for row, length in zip(rows_of(slots, [None] * 6), lengths, strict=True)
+    ]
+    together = Decoder(counting, slots).run(rows)
+    assert sorted(counting.shapes) == [(1, 400), (2, 33), (3, 3)]
+    alone = SlotStates(counting, 6)
+    tokens = [
+        Decoder(counting, alone).run([dataclasses.replace(row, slot=other.slot)])[0]
+        for row, other in zip(rows, rows_of(alone, [None] * 6), strict=True)
+    ]
+    assert together == tokens
+
+
+def test_the_time_of_model_and_slots_is_told(tiny_model: DeltaNet) -> None:
+    ticks = iter(range(1000))
+    times = StepTimes(clock=lambda: float(next(ticks)))
+    slots = SlotStates(tiny_model, 2)
+    decoder = Decoder(tiny_model, slots, times)
+    rows = rows_of(slots, [None, delta_of(tiny_model, 2, 1)])
+    with times.whole():
+        decoder.run(rows)
+    spent = {o.labels["part"]: o.value for o in times.take()}
+    # each look at the clock is a second: parts take one each, and the rest is the engine's own
+    assert spent == {"model": 1, "slots": 3, "own": 5}
+    assert times.take() == []

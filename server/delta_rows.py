@@ -1,0 +1,156 @@
+"""The deltas of a batch, side by side: which rows can share one, and where each row's delta lies.
+
+Knows deltas and rows by number; knows nothing of slots or sampling. Deltas differ in rank and in
+targets; the smaller ones are padded with zeros, which add nothing, while that costs less memory
+traffic than a batch of its own. Limit: what has left a batch stays in the buffers until it is
+overwritten, or until `forget`.
+Shapes: Q = rows of the buffers, R = rank, I / O = input / output width of a projection.
+"""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imprint.models import LoraDelta
+
+Widths = dict[str, tuple[int, int]]
+"""Input and output width of each target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a buffer of deltas holds a row of: targets in a fixed order, and the rank."""
+
+    rank: int
+    targets: tuple[str, ...]
+
+    @classmethod
+    def of(cls, delta: LoraDelta) -> "Shape":
+        """The shape of one delta."""
+        return cls(delta.rank, tuple(sorted(delta.a)))
+
+    def joined(self, other: "Shape") -> "Shape":
+        """The smallest shape that holds both."""
+        targets = tuple(sorted({*self.targets, *other.targets}))
+        return Shape(max(self.rank, other.rank), targets)
+
+    def num_floats(self, widths: Widths) -> int:
+        """Numbers of one delta of this shape."""
+        return self.rank * sum(sum(widths[name]) for name in self.targets)
+
+
+NOTHING = Shape(0, ())
+
+
+def split(deltas: Seq[LoraDelta | None], widths: Widths, model_floats: int) -> list[list[int]]:
+    """Batches of row numbers. Usually one: rows part where padding their deltas would read more
+    than the `model_floats` weights that a batch more reads again."""
+    rows_of: dict[Shape, list[int]] = {}
+    shapes: dict[int, Shape] = {}
+    for i, delta in enumerate(deltas):
+        if delta is None:
+            shape = NOTHING
+        else:
+            shape = shapes.get(id(delta)) or shapes.setdefault(id(delta), Shape.of(delta))
+        rows_of.setdefault(shape, []).append(i)
+    batches: list[list[int]] = []
+    batch_shape, filled = NOTHING, 0
+    for shape in sorted(rows_of, key=lambda shape: shape.num_floats(widths)):
+        rows = rows_of[shape]
+        joined = batch_shape.joined(shape)
+        own = len(rows) * shape.num_floats(widths)
+        if batches:
+            num = len(batches[-1]) + len(rows)
+            if num * joined.num_floats(widths) - filled - own <= model_floats:
+                batches[-1] += rows
+                batch_shape, filled = joined, filled + own
+                continue
+        batches.append(list(rows))
+        batch_shape, filled = shape, own
+    return batches
+
+
+class DeltaRows:
+    """Buffers in which each row of a batch has its delta; only what changed is copied."""
+
+    def __init__(self, widths: Widths) -> None:
+        self._widths = widths
+        self._shape = NOTHING
+        self._held: list[LoraDelta | None] = []
+        self._buffers: LoraDelta | None = None
+        self._given: LoraDelta | None = None
+
+    def forget(self) -> None:
+        """Drop every copy of a delta."""
+        self._shape, self._held, self._buffers, self._given = NOTHING, [], None, None
+
+    def order(self, deltas: Seq[LoraDelta | None]) -> list[int]:
+        """Row numbers, such that as many rows as can be stand where their delta lies already."""
+        places: dict[int, list[int]] = {}
+        for place in range(min(len(self._held), len(deltas)) - 1, -1, -1):
+            places.setdefault(id(self._held[place]), []).append(place)
+        order = [-1] * len(deltas)
+        homeless = []
+        for i, delta in enumerate(deltas):
+            found = places.get(id(delta))
+            if found:
+                order[found.pop()] = i
+            else:
+                homeless.append(i)
+        rest = iter(homeless)
+        return [next(rest) if i < 0 else i for i in order]
+
+    def stack(self, deltas: Seq[LoraDelta | None]) -> LoraDelta | None:
+        """One delta a row, in this order; a single one if all rows have the same; None if none.
+
+        The result is overwritten by the next call.
+        """
+        first = deltas[0]
+        if all(delta is first for delta in deltas):
+            return first
+        shape = NOTHING
+        for delta in {id(delta): delta for delta in deltas if delta is not None}.values():
+            shape = shape.joined(Shape.of(delta))
+        if shape != self._shape or len(deltas) > len(self._held):
+            self._allocate(shape, len(deltas), next(d for d in deltas if d is not None))
+        assert self._buffers is not None
+        changed = [i for i, delta in enumerate(deltas) if self._held[i] is not delta]
+        for i in changed:
+            self._place(i, deltas[i])
+        if changed or self._given is None or self._given.num != len(deltas):
+            self._given = self._buffers.slice(0, len(deltas))
+        return self._given
+
+    def _allocate(self, shape: Shape, num: int, like: LoraDelta) -> None:
+        """Buffers of zeros for `num` rows and some more, in place of the old ones."""
+        rows = max(num, min(2 * len(self._held), 2 * num))
+        sample = like.parameters()[0]
+        a, b = {}, {}
+        for name in shape.targets:
+            width_in, width_out = self._widths[name]
+            a[name] = sample.new_zeros(rows, shape.rank, width_in)
+            b[name] = sample.new_zeros(rows, width_out, shape.rank)
+        self._shape, self._held = shape, [None] * rows
+        self._buffers, self._given = LoraDelta(a, b), None
+
+    @torch.no_grad()
+    def _place(self, row: int, delta: LoraDelta | None) -> None:
+        assert self._buffers is not None
+        for name in self._shape.targets:
+            _put(self._buffers.a[name][row], None if delta is None else delta.a.get(name))
+            _put(self._buffers.b[name][row], None if delta is None else delta.b.get(name))
+        self._held[row] = delta
+
+
+def _put(place: Tensor, tensor: Tensor | None) -> None:
+    """Overwrite a matrix with a smaller or equal one [1, ...], the rest of it with zeros."""
+    if tensor is None:
+        place.zero_()
+        return
+    matrix = tensor[0]
+    if matrix.shape != place.shape:
+        place.zero_()
+        place = place[: matrix.shape[0], : matrix.shape[1]]
+    place.copy_(matrix)
