@@ -95,21 +95,20 @@ class Answers:
     async def _answer_once(
         self, body: CreateAnswers, work: Generate, owner: str, deadline: float
     ) -> AsyncGenerator[dict[str, Any], None]:
-        if body.document is None:
-            assert body.adaptation is not None  # the body has exactly one of the two
+        if body.adaptation is not None:
             row = await self._intake.ready(body.adaptation, owner)
             yield _progress({"phase": "queued"})
             events = self._ask(body, row, work, deadline)
         else:
-            events = self._adapt_and_ask(body, body.document, work, owner, deadline)
+            events = self._adapt_and_ask(body, work, owner, deadline)
         async with aclosing(events):
             async for event in events:
                 yield event
 
     async def _adapt_and_ask(
-        self, body: CreateAnswers, document: str, work: Generate, owner: str, deadline: float
+        self, body: CreateAnswers, work: Generate, owner: str, deadline: float
     ) -> AsyncGenerator[dict[str, Any], None]:
-        new, tokens = await self._intake.answer_adaptation(body, document, owner)
+        new, tokens = await self._intake.answer_adaptation(body, owner)
         async with self._jobs.borrow(new, tokens) as row:
             async with aclosing(self._jobs.progress(row.id, deadline)) as steps:
                 async for progress in steps:
@@ -155,7 +154,7 @@ class Answers:
                             yield {"object": "answer.done", **answers[index]}
         except WorkFailedError as error:
             lost = await self._lost_adapter(row.id, error)
-            if lost is not error and body.document is not None:
+            if lost is not error and body.adaptation is None:
                 raise _TryAgainError(lost) from None
             raise lost from None
         yield {

@@ -24,7 +24,14 @@ from imprint.server.errors import (
 from imprint.server.metrics import Metrics
 from imprint.server.middleware import CLIENT_CLOSED_REQUEST, BodyLimit, RequestRecord
 from imprint.server.pool_interface import Pool
-from imprint.server.routes import adaptations, answers, completions, health, models
+from imprint.server.routes import (
+    adaptations,
+    answers,
+    completions,
+    documents,
+    health,
+    models,
+)
 from imprint.server.services import Services
 from imprint.server.streams import ClientDisconnectedError
 
@@ -70,7 +77,7 @@ def create_app(settings: Settings, pool: Pool) -> FastAPI:
     # The last one added is the first one asked.
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(RequireKey, keys=keys, metrics_need_key=settings.metrics_need_key)
-    for module in (adaptations, answers, completions, models, health):
+    for module in (documents, adaptations, answers, completions, models, health):
         app.include_router(module.router)
     app.add_exception_handler(ImprintError, _imprint_error)
     app.add_exception_handler(HTTPException, _http_error)

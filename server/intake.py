@@ -11,19 +11,19 @@ from contextlib import contextmanager
 
 from imprint.models.tokenizer import Tokenizer
 from imprint.server.config import Settings
+from imprint.server.documents import Documents
 from imprint.server.errors import (
     ConflictError,
     GoneError,
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
-    TooLargeError,
     clip,
 )
 from imprint.server.jobs import Jobs
 from imprint.server.messages import Prompt
 from imprint.server.metrics import Metrics
-from imprint.server.records import READY, AdaptationRow, NewAdaptation
+from imprint.server.records import READY, AdaptationRow, NewAdaptation, StoredText
 from imprint.server.schemas import MAX_SEED, CreateAdaptation, CreateAnswers, parse_method
 
 
@@ -31,10 +31,16 @@ class Intake:
     """Checks what a request asks for, before any work is done for it."""
 
     def __init__(
-        self, settings: Settings, jobs: Jobs, tokenizer: Tokenizer, metrics: Metrics
+        self,
+        settings: Settings,
+        jobs: Jobs,
+        documents: Documents,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._jobs = jobs
+        self._documents = documents
         self._tokenizer = tokenizer
         self._metrics = metrics
         self.num_requests = 0
@@ -64,12 +70,12 @@ class Intake:
         """The job that a client asks for by name, and its document's tokens."""
         self._check_model(body.model)
         method = parse_method(body.method, preset=self._settings.default_preset)
-        tokens = await self._document_tokens(body.document)
+        text, tokens = await self._document(body, owner)
         limit_s = self._settings.adaptation_timeout_s
         new = NewAdaptation(
             id=f"adp_{secrets.token_hex(12)}",
             owner=owner,
-            text=body.document,
+            text=text,
             model=self._settings.served_model_name,
             method=method,
             seed=body.seed,
@@ -83,14 +89,20 @@ class Intake:
         return new, tokens
 
     async def answer_adaptation(
-        self, body: CreateAnswers, document: str, owner: str
+        self, body: CreateAnswers, owner: str
     ) -> tuple[NewAdaptation, list[int]]:
-        """The job that answering from `document` needs: a reading where the questions focus it."""
+        """The job that answering from a document needs: a reading where the questions focus it."""
         default = {"type": "refine"} if body.focus is False else {"type": "read"}
         method = default if body.method is None else body.method
         # A reading has no random choices, so that one serves every seed.
         seed = 0 if method.get("type") == "read" else body.seed
-        asked = CreateAdaptation(document=document, model=body.model, method=method, seed=seed)
+        asked = CreateAdaptation(
+            document=body.document,
+            document_id=body.document_id,
+            model=body.model,
+            method=method,
+            seed=seed,
+        )
         new, tokens = await self.adaptation(asked, owner)
         ttl_s = self._settings.answer_adapter_ttl_s
         return dataclasses.replace(new, pinned=False, expires_after_s=ttl_s), tokens
@@ -168,14 +180,13 @@ class Intake:
             )
         return asked
 
-    async def _document_tokens(self, text: str) -> list[int]:
-        # A megabyte takes a while to encode; the event loop goes on in the meantime.
-        tokens = await asyncio.to_thread(self._tokenizer.encode, text)
-        limit = self._settings.max_document_tokens
-        if len(tokens) > limit:
-            raise TooLargeError(
-                f"the document has {len(tokens)} tokens; at most {limit} are allowed",
-                code="document_too_large",
-                param="document",
-            )
-        return tokens
+    async def _document(
+        self, body: CreateAdaptation, owner: str
+    ) -> tuple[str | StoredText, list[int]]:
+        if body.document is not None:
+            return body.document, await self._documents.encode([body.document], param="document")
+        assert body.document_id is not None  # the body has exactly one of the two
+        row = await self._documents.get(body.document_id, owner, param="document_id")
+        tokens = await self._documents.tokens(row)
+        text = StoredText(document_id=row.id, sha256=row.sha256, num_bytes=row.num_bytes)
+        return text, tokens

@@ -12,6 +12,7 @@ from typing import Any
 from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import Tokenizer
 from imprint.server import messages
+from imprint.server.documents import encode_parts
 from imprint.server.journal import Journal
 from imprint.server.journal_thread import JournalThread
 from imprint.server.metrics import Metrics
@@ -82,8 +83,8 @@ class JobRun:
     async def _follow(self, tokenizer: Tokenizer, tokens: list[int] | None) -> None:
         row = self._row
         if tokens is None:
-            text = await self._journal(Journal.text, row.id)
-            tokens = await asyncio.to_thread(tokenizer.encode, text)
+            parts = await self._journal(Journal.parts, row.id)
+            tokens = await asyncio.to_thread(encode_parts, tokenizer, parts)
         if self._job.cancelled:
             await self._end("cancelled")
             return

@@ -13,6 +13,7 @@ from typing import Any
 from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import Tokenizer
 from imprint.server.background import Background
+from imprint.server.documents import document_not_found
 from imprint.server.errors import (
     NotFoundError,
     OverloadedError,
@@ -20,7 +21,7 @@ from imprint.server.errors import (
     clip,
 )
 from imprint.server.job_run import ActiveJob, JobRun
-from imprint.server.journal import Journal, JournalFullError
+from imprint.server.journal import DocumentGoneError, Journal, JournalFullError
 from imprint.server.journal_thread import JournalThread
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
@@ -153,6 +154,8 @@ class Jobs:
                     f"{self._max_active} adaptations are queued or running; try again later",
                     retry_after_s=self.backlog_s(),
                 ) from None
+            except DocumentGoneError as error:
+                raise document_not_found(str(error), param="document_id") from None
             if is_new:
                 self._launch(row, tokens)
             if waiter and row.id in self._active:

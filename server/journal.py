@@ -15,16 +15,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from imprint.server.journal_schema import MIGRATIONS
 from imprint.server.records import (
     ACTIVE,
-    SCHEMA,
-    SCHEMA_VERSION,
     TERMINAL,
     AdaptationRow,
     EventRow,
     NewAdaptation,
+    StoredText,
     adaptation_row,
     event_row,
+)
+
+_ADAPTATION = (
+    "SELECT a.*, (SELECT d.id FROM document_versions v JOIN documents d ON v.document=d.number"
+    " WHERE v.sha256=a.sha256 AND d.owner=a.owner AND d.deleting=0 ORDER BY d.number DESC LIMIT 1)"
+    " AS document_id FROM adaptations a"
 )
 
 
@@ -34,6 +40,10 @@ class JournalError(Exception):
 
 class JournalFullError(Exception):
     """As many adaptations are active as may be."""
+
+
+class DocumentGoneError(Exception):
+    """The document is deleted, or is another version by now."""
 
 
 class Journal:
@@ -64,24 +74,31 @@ class Journal:
             raise JournalError(f"{path}: {error}") from error
 
     def _migrate(self) -> None:
-        with self._transaction() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
+        newest = len(MIGRATIONS)
+        with self.transaction() as db:
+            found = db.execute("PRAGMA user_version").fetchone()[0]
+            if found > newest:
                 raise JournalError(
-                    f"made by another version of Imprint (format {version}, this one reads "
-                    f"{SCHEMA_VERSION}); use another data_dir"
+                    f"made by a later version of Imprint (format {found}, this one reads up to "
+                    f"{newest}); use another data_dir"
                 )
+            for migration in MIGRATIONS[found:]:
+                for statement in migration.split(";\n"):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version={newest}")
 
     def close(self) -> None:
         """Checkpoints and closes the file."""
         self._db.close()
 
+    @property
+    def db(self) -> sqlite3.Connection:
+        """For reading; what belongs together is written in a `transaction`."""
+        return self._db
+
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
@@ -94,45 +111,60 @@ class Journal:
         """The adaptation for this request, and whether it is new.
 
         One that is queued, running or ready already is returned instead of a second; raises
-        JournalFullError where a new one would be one too many.
+        JournalFullError where a new one would be one too many, and DocumentGoneError.
         """
-        data = new.text.encode()
-        sha256 = hashlib.sha256(data).hexdigest()
+        with self.transaction():
+            return self._create(new, max_active)
+
+    def _create(self, new: NewAdaptation, max_active: int) -> tuple[AdaptationRow, bool]:
+        sha256, num_bytes, data = _content(new.text)
         method = json.dumps(new.method, sort_keys=True)
-        with self._transaction() as db:
-            found = db.execute(
-                "SELECT * FROM adaptations"
-                " WHERE owner=? AND sha256=? AND model=? AND method=? AND seed=?"
-                " AND status IN ('queued','running','succeeded','rejected') AND deleting=0"
-                " AND cancel_requested=0",
-                (new.owner, sha256, new.model, method, new.seed),
-            ).fetchone()
-            if found is not None:
-                if new.pinned and not found["pinned"]:
-                    self._pin(found["id"], new.expires_after_s)
-                return adaptation_row(found), False
-            if self.num_active() >= max_active:
-                raise JournalFullError
-            db.execute("INSERT OR IGNORE INTO documents VALUES (?, ?)", (sha256, data))
-            db.execute(
-                "INSERT INTO adaptations (id, owner, sha256, model, method, seed, status, pinned,"
-                " num_tokens, num_bytes, priority, timeout_s, expires_after_s, created_at,"
-                " metadata)"
-                " VALUES (?,?,?,?,?,?,'queued',?,?,?,?,?,?,?,?)",
-                (
-                    *(new.id, new.owner, sha256, new.model, method, new.seed, new.pinned),
-                    *(new.num_tokens, len(data), new.priority, new.timeout_s),
-                    *(new.expires_after_s, time.time(), json.dumps(new.metadata)),
-                ),
+        if isinstance(new.text, StoredText):
+            self._check_document(new.text)
+        found = self._db.execute(
+            f"{_ADAPTATION} WHERE owner=? AND sha256=? AND model=? AND method=? AND seed=?"
+            " AND status IN ('queued','running','succeeded','rejected') AND deleting=0"
+            " AND cancel_requested=0",
+            (new.owner, sha256, new.model, method, new.seed),
+        ).fetchone()
+        if found is not None:
+            if new.pinned and not found["pinned"]:
+                self._pin(found["id"], new.expires_after_s)
+            return adaptation_row(found), False
+        if self.num_active() >= max_active:
+            raise JournalFullError
+        if data is not None:
+            self._db.execute(
+                "INSERT OR IGNORE INTO texts (sha256, text) VALUES (?, ?)", (sha256, data)
             )
-            self._add_event(new.id, "queued", {})
-            row = self.get(new.id)
+        self._db.execute(
+            "INSERT INTO adaptations (id, owner, sha256, model, method, seed, status, pinned,"
+            " num_tokens, num_bytes, priority, timeout_s, expires_after_s, created_at,"
+            " metadata)"
+            " VALUES (?,?,?,?,?,?,'queued',?,?,?,?,?,?,?,?)",
+            (
+                *(new.id, new.owner, sha256, new.model, method, new.seed, new.pinned),
+                *(new.num_tokens, num_bytes, new.priority, new.timeout_s),
+                *(new.expires_after_s, time.time(), json.dumps(new.metadata)),
+            ),
+        )
+        self._add_event(new.id, "queued", {})
+        row = self.get(new.id)
         assert row is not None
         return row, True
 
+    def _check_document(self, text: StoredText) -> None:
+        found = self._db.execute(
+            "SELECT 1 FROM documents d JOIN document_versions v ON v.document=d.number"
+            " WHERE d.id=? AND d.deleting=0 AND v.sha256=?",
+            (text.document_id, text.sha256),
+        ).fetchone()
+        if found is None:
+            raise DocumentGoneError(text.document_id)
+
     def get(self, id: str) -> AdaptationRow | None:
         """The adaptation, also one that is being deleted."""
-        row = self._db.execute("SELECT * FROM adaptations WHERE id=?", (id,)).fetchone()
+        row = self._db.execute(f"{_ADAPTATION} WHERE id=?", (id,)).fetchone()
         return None if row is None else adaptation_row(row)
 
     def page(
@@ -146,7 +178,7 @@ class Journal:
         """The owner's adaptations, newest first, from behind `after`."""
         marks = ",".join("?" * len(statuses))
         rows = self._db.execute(
-            f"SELECT * FROM adaptations WHERE owner=? AND deleting=0 AND status IN ({marks})"
+            f"{_ADAPTATION} WHERE owner=? AND deleting=0 AND status IN ({marks})"
             " AND number < coalesce((SELECT number FROM adaptations WHERE id=?), 1 << 62)"
             " ORDER BY number DESC LIMIT ?",
             (owner, *statuses, after, limit),
@@ -156,8 +188,7 @@ class Journal:
     def unfinished(self) -> list[AdaptationRow]:
         """What a start takes up again, oldest first: active ones and unfinished deletions."""
         rows = self._db.execute(
-            "SELECT * FROM adaptations WHERE status IN ('queued','running') OR deleting=1"
-            " ORDER BY number"
+            f"{_ADAPTATION} WHERE status IN ('queued','running') OR deleting=1 ORDER BY number"
         )
         return [adaptation_row(row) for row in rows]
 
@@ -183,12 +214,21 @@ class Journal:
         query = "SELECT count(*) FROM adaptations WHERE status IN ('queued','running')"
         return int(self._db.execute(query).fetchone()[0])
 
-    def text(self, id: str) -> str:
-        """The adaptation's document."""
-        row = self._db.execute(
-            "SELECT text FROM documents JOIN adaptations USING (sha256) WHERE id=?", (id,)
-        ).fetchone()
-        return bytes(row["text"]).decode()
+    def parts(self, id: str) -> list[str]:
+        """The texts that the adaptation's document consists of, in order."""
+        row = self._db.execute("SELECT sha256 FROM adaptations WHERE id=?", (id,)).fetchone()
+        return self.text_parts(row["sha256"])
+
+    def text_parts(self, sha256: str) -> list[str]:
+        """The text with this fingerprint: what it was at first, then what was appended to it."""
+        rows = self._db.execute(
+            "WITH RECURSIVE chain(sha256, depth) AS (VALUES (?, 0) UNION ALL"
+            " SELECT t.parent, depth + 1 FROM texts t JOIN chain USING (sha256)"
+            " WHERE t.parent IS NOT NULL)"
+            " SELECT text FROM chain JOIN texts USING (sha256) ORDER BY depth DESC",
+            (sha256,),
+        )
+        return [bytes(row["text"]).decode() for row in rows]
 
     def _pin(self, id: str, expires_after_s: float | None) -> None:
         """Keep the job even when the answer that made it goes away, and as long as asked now."""
@@ -200,7 +240,7 @@ class Journal:
 
     def start(self, id: str, *, attempt: int) -> None:
         """A worker has begun."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "UPDATE adaptations SET status='running', attempt=?,"
                 " started_at=coalesce(started_at, ?) WHERE id=?",
@@ -213,7 +253,7 @@ class Journal:
     ) -> None:
         """An active one is to be taken up again: its worker died (`attempt` is the next), or
         this server did (`died`) or was stopped. One that has just ended stays as it is."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             changed = db.execute(
                 "UPDATE adaptations SET status='queued', attempt=coalesce(?, attempt),"
                 " restarts=restarts+? WHERE id=? AND status IN ('queued','running')",
@@ -224,7 +264,7 @@ class Journal:
 
     def add_event(self, id: str, kind: str, data: dict[str, Any]) -> None:
         """Append an event; an adaptation that is gone is ignored."""
-        with self._transaction():
+        with self.transaction():
             self._add_event(id, kind, data)
 
     def _add_event(self, id: str, kind: str, data: dict[str, Any]) -> None:
@@ -256,7 +296,7 @@ class Journal:
     ) -> bool:
         """Set an active adaptation's outcome and its last event. False: it had one already."""
         now = time.time()
-        with self._transaction() as db:
+        with self.transaction() as db:
             changed = db.execute(
                 "UPDATE adaptations SET status=?, finished_at=?, expires_at=?+expires_after_s,"
                 " error=?, result=?, usage=?, nbytes=?, progress=?"
@@ -269,12 +309,12 @@ class Journal:
             ).rowcount
             if changed:
                 self._add_event(id, status, error or result or {})
-                self._drop_unused_document(id)
+                self._drop_unused_text(id)
         return bool(changed)
 
     def expire(self, id: str, *, reason: str) -> bool:
         """A ready one's adapter is gone: adaptation_expired, adapter_evicted, adapter_corrupt."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             changed = db.execute(
                 "UPDATE adaptations SET status='expired', error=?"
                 " WHERE id=? AND status IN ('succeeded','rejected')",
@@ -282,7 +322,7 @@ class Journal:
             ).rowcount
             if changed:
                 self._add_event(id, "expired", {"reason": reason})
-                self._drop_unused_document(id)
+                self._drop_unused_text(id)
         return bool(changed)
 
     def request_cancel(self, id: str) -> None:
@@ -295,20 +335,37 @@ class Journal:
 
     def delete(self, id: str) -> None:
         """Forget it, its events and a document nothing else uses, in the log file too."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("UPDATE adaptations SET status='expired' WHERE id=?", (id,))
-            self._drop_unused_document(id)
+            self._drop_unused_text(id)
             db.execute("DELETE FROM adaptations WHERE id=?", (id,))
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _drop_unused_document(self, id: str) -> None:
-        # A text is kept for jobs that still run or whose adapter may have to be made again.
-        self._db.execute(
-            "DELETE FROM documents WHERE sha256=(SELECT sha256 FROM adaptations WHERE id=?)"
-            " AND NOT EXISTS (SELECT 1 FROM adaptations a WHERE a.sha256=documents.sha256"
-            " AND a.status IN ('queued','running','succeeded','rejected'))",
-            (id,),
-        )
+    def _drop_unused_text(self, id: str) -> None:
+        row = self._db.execute("SELECT sha256 FROM adaptations WHERE id=?", (id,)).fetchone()
+        if row is not None:
+            self.drop_unused_text(row["sha256"])
+
+    def drop_unused_text(self, sha256: str | None) -> None:
+        """Forget a text, and what it was appended to, where nothing uses them any more.
+
+        A text is kept for its document, for jobs that still run and for adapters that may have to
+        be made again. Belongs into a transaction.
+        """
+        while sha256 is not None:
+            used = self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM adaptations WHERE sha256=:sha256"
+                " AND status IN ('queued','running','succeeded','rejected'))"
+                " OR EXISTS (SELECT 1 FROM document_versions WHERE sha256=:sha256)"
+                " OR EXISTS (SELECT 1 FROM texts WHERE parent=:sha256)",
+                {"sha256": sha256},
+            ).fetchone()[0]
+            if used:
+                return
+            gone = self._db.execute(
+                "DELETE FROM texts WHERE sha256=? RETURNING parent", (sha256,)
+            ).fetchone()
+            sha256 = None if gone is None else gone["parent"]
 
     def events(self, id: str, *, after: int, limit: int) -> list[EventRow]:
         """Events behind number `after`, in order."""
@@ -318,3 +375,11 @@ class Journal:
             (id, after, limit),
         )
         return [event_row(row) for row in rows]
+
+
+def _content(text: str | StoredText) -> tuple[str, int, bytes | None]:
+    """Fingerprint and bytes of a document; the bytes themselves where they are new."""
+    if isinstance(text, StoredText):
+        return text.sha256, text.num_bytes, None
+    data = text.encode()
+    return hashlib.sha256(data).hexdigest(), len(data), data

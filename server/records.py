@@ -1,64 +1,22 @@
-"""The journal's tables, and what their rows look like in Python. Opens no file."""
+"""What the rows of adaptations and events look like in Python. Opens no file."""
 
 import json
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-SCHEMA_VERSION = 1
 ACTIVE = ("queued", "running")
 READY = ("succeeded", "rejected")
 TERMINAL = (*READY, "failed", "cancelled", "expired")
 
-SCHEMA = """
-CREATE TABLE documents (
-    sha256 TEXT PRIMARY KEY,
-    text BLOB NOT NULL
-) STRICT;
-CREATE TABLE adaptations (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
-    model TEXT NOT NULL,
-    method TEXT NOT NULL,
-    seed INTEGER NOT NULL,
-    status TEXT NOT NULL,
-    pinned INTEGER NOT NULL,
-    cancel_requested INTEGER NOT NULL DEFAULT 0,
-    deleting INTEGER NOT NULL DEFAULT 0,
-    attempt INTEGER NOT NULL DEFAULT 0,
-    restarts INTEGER NOT NULL DEFAULT 0,
-    num_tokens INTEGER NOT NULL,
-    num_bytes INTEGER NOT NULL,
-    nbytes INTEGER NOT NULL DEFAULT 0,
-    priority INTEGER NOT NULL,
-    timeout_s REAL,
-    expires_after_s REAL,
-    created_at REAL NOT NULL,
-    started_at REAL,
-    finished_at REAL,
-    expires_at REAL,
-    metadata TEXT NOT NULL,
-    progress TEXT NOT NULL DEFAULT '{}',
-    error TEXT,
-    result TEXT,
-    usage TEXT NOT NULL DEFAULT '{}'
-) STRICT;
-CREATE UNIQUE INDEX one_of_a_kind ON adaptations(owner, sha256, model, method, seed)
-    WHERE status IN ('queued', 'running', 'succeeded', 'rejected')
-        AND deleting = 0 AND cancel_requested = 0;
-CREATE INDEX by_status ON adaptations(status);
-CREATE INDEX by_document ON adaptations(sha256);
-CREATE TABLE events (
-    adaptation INTEGER NOT NULL REFERENCES adaptations(number) ON DELETE CASCADE,
-    sequence INTEGER NOT NULL,
-    created_at REAL NOT NULL,
-    kind TEXT NOT NULL,
-    data TEXT NOT NULL,
-    PRIMARY KEY (adaptation, sequence)
-) STRICT, WITHOUT ROWID;
-"""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredText:
+    """A version of a document that the journal holds."""
+
+    document_id: str
+    sha256: str
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +25,8 @@ class NewAdaptation:
 
     id: str
     owner: str
-    text: str
+    text: str | StoredText
+    """What to study: text that came with the request, or a stored document's."""
     model: str
     method: dict[str, Any]
     seed: int
@@ -108,6 +67,8 @@ class AdaptationRow:
     finished_at: float | None
     expires_at: float | None
     metadata: dict[str, str]
+    document_id: str | None
+    """The owner's newest document with this content; None where it was only sent along."""
     progress: dict[str, Any]
     error: dict[str, Any] | None
     result: dict[str, Any] | None

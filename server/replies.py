@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from imprint.server.document_records import DocumentRow
 from imprint.server.generation import Finished
 from imprint.server.job_run import ActiveJob
 from imprint.server.records import AdaptationRow, EventRow
@@ -23,6 +24,7 @@ def adaptation_object(
         "method": row.method,
         "seed": row.seed,
         "priority": row.priority,
+        "document_id": row.document_id,
         "sha256": row.sha256,
         "num_tokens": row.num_tokens,
         "bytes": row.num_bytes,
@@ -38,6 +40,25 @@ def adaptation_object(
         "progress": {name: progress.get(name) for name in ("phase", "step", "steps", "num_tokens")},
         "usage": row.usage,
         "result": row.result,
+        "metadata": row.metadata,
+    }
+
+
+def document_object(row: DocumentRow) -> dict[str, Any]:
+    """A document, without its text."""
+    return {
+        "id": row.id,
+        "object": "document",
+        "title": row.title,
+        "media_type": row.media_type,
+        "version": row.version,
+        "sha256": row.sha256,
+        "num_tokens": row.num_tokens,
+        "bytes": row.num_bytes,
+        "num_references": row.num_references,
+        "created_at": _moment(row.created_at),
+        "updated_at": _moment(row.updated_at),
+        "expires_at": _moment(row.expires_at),
         "metadata": row.metadata,
     }
 

@@ -8,8 +8,12 @@ import asyncio
 import logging
 import sqlite3
 import time
+from collections.abc import Coroutine
+from typing import Any
 
+from imprint.server import document_journal
 from imprint.server.background import Background
+from imprint.server.documents import Documents
 from imprint.server.errors import OverloadedError
 from imprint.server.jobs import Jobs
 from imprint.server.journal import Journal
@@ -27,11 +31,19 @@ class Retention:
     """Frees adapters."""
 
     def __init__(
-        self, journal: JournalThread, pool: Pool, jobs: Jobs, metrics: Metrics, *, history_s: float
+        self,
+        journal: JournalThread,
+        pool: Pool,
+        jobs: Jobs,
+        documents: Documents,
+        metrics: Metrics,
+        *,
+        history_s: float,
     ) -> None:
         self._journal = journal
         self._pool = pool
         self._jobs = jobs
+        self._documents = documents
         self._metrics = metrics
         self._history_s = history_s
         self._background = Background()
@@ -42,6 +54,8 @@ class Retention:
         for row in await self._journal(Journal.unfinished):
             if row.deleting:
                 self._begin_deletion(row.id)
+        for id in await self._journal(document_journal.unfinished_deletions):
+            self._begin(id, self._delete_document(id))
         self._background.spawn(self._sweep_forever())
 
     async def close(self) -> None:
@@ -54,7 +68,18 @@ class Retention:
         if row is None or row.owner != owner or not row.deleting:
             await self._jobs.get(id, owner)
             await self._journal(Journal.mark_deleting, id)
-        deletion = self._deletions.get(id) or self._begin_deletion(id)
+        await self._confirm(self._deletions.get(id) or self._begin_deletion(id))
+
+    async def delete_document(self, id: str, owner: str) -> None:
+        """Return when nothing holds the document or an adaptation of it."""
+        row = await self._journal(document_journal.get_document, id)
+        if row is None or not row.deleting or row.owner != owner:
+            await self._documents.get(id, owner)
+            await self._journal(document_journal.mark_document_deleting, id)
+        deletion = self._deletions.get(id) or self._begin(id, self._delete_document(id))
+        await self._confirm(deletion)
+
+    async def _confirm(self, deletion: "asyncio.Task[None]") -> None:
         done, _ = await asyncio.wait({deletion}, timeout=DELETE_WAIT_S)
         if not done or deletion.cancelled() or deletion.exception():
             raise OverloadedError(
@@ -64,7 +89,10 @@ class Retention:
             )
 
     def _begin_deletion(self, id: str) -> "asyncio.Task[None]":
-        deletion = self._deletions[id] = self._background.spawn(self._delete(id))
+        return self._begin(id, self._delete(id))
+
+    def _begin(self, id: str, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        deletion = self._deletions[id] = self._background.spawn(work)
         deletion.add_done_callback(lambda _: self._deletions.pop(id))
         return deletion
 
@@ -72,6 +100,15 @@ class Retention:
         await self._jobs.stop(id)
         await self._pool.evict(id)
         await self._journal(Journal.delete, id)
+
+    async def _delete_document(self, id: str) -> None:
+        row = await self._journal(document_journal.get_document, id)
+        if row is None:
+            return
+        for adaptation_id in await self._journal(document_journal.adaptations_of, row):
+            await self._journal(Journal.mark_deleting, adaptation_id)
+            await (self._deletions.get(adaptation_id) or self._begin_deletion(adaptation_id))
+        await self._journal(document_journal.delete_document, row)
 
     async def expire(self, id: str, reason: str) -> None:
         """Free a ready adaptation's adapter; asking for it is a 410 from now on."""
@@ -83,6 +120,9 @@ class Retention:
         """Free the adapters whose time is over, and forget what ended long ago."""
         for id in await self._journal(Journal.due, time.time()):
             await self.expire(id, "adaptation_expired")
+        for id in await self._journal(document_journal.due_documents, time.time()):
+            await self._journal(document_journal.mark_document_deleting, id)
+            self._begin(id, self._delete_document(id))
         await self._journal(Journal.forget, time.time() - self._history_s)
 
     async def _sweep_forever(self) -> None:

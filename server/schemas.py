@@ -6,6 +6,7 @@ Every body forbids extra fields: an option that does not exist is refused by nam
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.server.errors import InvalidRequestError, clip
@@ -16,6 +17,7 @@ MAX_STOPS = 4
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Question = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
+Title = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[
     dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64)],
@@ -38,11 +40,26 @@ class Body(BaseModel):
     )
 
 
+class CreateDocument(Body):
+    """`POST /v1/documents` with JSON."""
+
+    text: str = Field(min_length=1)
+    """What to store."""
+    title: Title | None = None
+    """A name for people."""
+    metadata: Metadata = {}
+    """At most 16 short strings, given back as they are."""
+    expires_after_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Delete the document, with its adaptations, this long after it was made."""
+
+
 class CreateAdaptation(Body):
     """`POST /v1/adaptations`."""
 
-    document: str = Field(min_length=1)
+    document: str | None = Field(default=None, min_length=1)
     """The text to study."""
+    document_id: Name | None = None
+    """The id of a stored document, instead of a text."""
     model: Name | None = None
     """The base model's name; may be left out."""
     method: Options | None = None
@@ -58,12 +75,22 @@ class CreateAdaptation(Body):
     metadata: Metadata = {}
     """At most 16 short strings, given back as they are."""
 
+    @model_validator(mode="after")
+    def _one_document(self) -> "CreateAdaptation":
+        if self.document is None and self.document_id is None:
+            raise PydanticCustomError("missing", "give either document or document_id")
+        if self.document is not None and self.document_id is not None:
+            raise ValueError("give either document or document_id, not both")
+        return self
+
 
 class CreateAnswers(Body):
     """`POST /v1/answers`."""
 
     document: str | None = Field(default=None, min_length=1)
     """The text to answer from."""
+    document_id: Name | None = None
+    """The id of a stored document, instead of a text."""
     adaptation: Name | None = None
     """The id of a finished adaptation, instead of a document."""
     questions: list[Question] = Field(min_length=1)
@@ -91,8 +118,9 @@ class CreateAnswers(Body):
 
     @model_validator(mode="after")
     def _one_source(self) -> "CreateAnswers":
-        if (self.document is None) == (self.adaptation is None):
-            raise ValueError("give either document or adaptation")
+        sources = (self.document, self.document_id, self.adaptation)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("give one of document, document_id and adaptation")
         if self.adaptation is not None and self.method is not None:
             raise ValueError("method goes with document: an adaptation has been made already")
         return self

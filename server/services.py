@@ -10,6 +10,7 @@ from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import load_tokenizer
 from imprint.server.answers import Answers
 from imprint.server.config import Settings
+from imprint.server.documents import Documents
 from imprint.server.event_feed import EventFeed
 from imprint.server.intake import Intake
 from imprint.server.jobs import Jobs
@@ -30,6 +31,7 @@ class Services:
     metrics: Metrics
     journal: JournalThread
     pool: Pool
+    documents: Documents
     jobs: Jobs
     retention: Retention
     intake: Intake
@@ -54,8 +56,9 @@ class Services:
             max_active=settings.max_active_adaptations,
             drain_timeout_s=settings.drain_timeout_s,
         )
-        retention = Retention(journal, pool, jobs, metrics, history_s=settings.history_s)
-        intake = Intake(settings, jobs, tokenizer, metrics)
+        documents = Documents(settings, journal, tokenizer)
+        retention = Retention(journal, pool, jobs, documents, metrics, history_s=settings.history_s)
+        intake = Intake(settings, jobs, documents, tokenizer, metrics)
         pool.on_observation = _Observer(metrics)
         await pool.start()
         await jobs.start()
@@ -65,6 +68,7 @@ class Services:
             metrics=metrics,
             journal=journal,
             pool=pool,
+            documents=documents,
             jobs=jobs,
             retention=retention,
             intake=intake,

@@ -21,9 +21,13 @@ from imprint.server.keys import KeyRing
 pytestmark = pytest.mark.anyio
 
 KEYS = {"alice": "sk-alice-0123456789", "bob": "sk-bob-0123456789ab"}
-IDS = {"adaptation": ("/v1/adaptations", {"document": "a secret canary"})}
+IDS = {
+    "adaptation": ("/v1/adaptations", {"document": "a secret canary"}),
+    "document": ("/v1/documents", {"text": "a secret canary"}),
+}
 """How one of each resource is made."""
 PATHS = {
+    "/v1/documents/{id}": "{document}",
     "/v1/adaptations/{id}": "{adaptation}",
     "/v1/models/{name:path}": "tiny:{adaptation}",
 }
@@ -32,6 +36,8 @@ BODIES: dict[str, dict[str, Any]] = {}
 """Bodies of routes that have both an id in the path and a body."""
 NAMED = {
     ("/v1/answers", "adaptation"): {"adaptation": "{adaptation}", "questions": ["what?"]},
+    ("/v1/answers", "document_id"): {"document_id": "{document}", "questions": ["what?"]},
+    ("/v1/adaptations", "document_id"): {"document_id": "{document}"},
     ("/v1/completions", "model"): {"model": "tiny:{adaptation}", "prompt": "x"},
     ("/v1/adaptations", "model"): None,  # names a base model only
     ("/v1/answers", "model"): None,
@@ -168,12 +174,16 @@ async def test_lists_hold_ones_own(client: Any, ids: dict[str, str]) -> None:
                 text = (await client.get(route.path, headers=headers(name))).text
                 found = any(id in text for id in ids.values())
                 assert not (name == "bob" and found), route.path
-    for path, key in (("/v1/adaptations", "adaptation"), ("/v1/models", "adaptation")):
+    for path, key in (
+        ("/v1/adaptations", "adaptation"),
+        ("/v1/models", "adaptation"),
+        ("/v1/documents", "document"),
+    ):
         assert ids[key] in (await client.get(path, headers=headers("alice"))).text
 
 
 async def test_a_list_has_no_foreign_cursor(client: Any, ids: dict[str, str]) -> None:
-    for path, key in (("/v1/adaptations", "adaptation"),):
+    for path, key in (("/v1/adaptations", "adaptation"), ("/v1/documents", "document")):
         for known in (ids, unknown(ids)):
             page = await client.get(f"{path}?after={known[key]}", headers=headers("bob"))
             assert page.status_code == 404

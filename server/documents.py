@@ -1,0 +1,110 @@
+"""Stored documents: made, found, read back as text and as tokens. Knows no jobs and no HTTP.
+
+A document's tokens are those of its parts, one list after the other: what is appended is tokenized
+on its own, so that the tokens before it stay what they were when they were studied.
+"""
+
+import asyncio
+import secrets
+from typing import Any
+
+from imprint.models.tokenizer import Tokenizer
+from imprint.server import document_journal
+from imprint.server.config import Settings
+from imprint.server.document_records import DocumentRow, NewDocument
+from imprint.server.errors import InvalidRequestError, NotFoundError, TooLargeError, clip
+from imprint.server.journal_thread import JournalThread
+
+
+def encode_parts(tokenizer: Tokenizer, parts: list[str]) -> list[int]:
+    """Tokens of a document that consists of these parts."""
+    tokens: list[int] = []
+    for part in parts:
+        tokens += tokenizer.encode(part, continues=bool(tokens))
+    return tokens
+
+
+class Documents:
+    """The documents of this server."""
+
+    def __init__(self, settings: Settings, journal: JournalThread, tokenizer: Tokenizer) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._tokenizer = tokenizer
+
+    async def create(
+        self,
+        owner: str,
+        text: str,
+        *,
+        title: str | None = None,
+        media_type: str = "text/plain",
+        references: list[dict[str, Any]] | None = None,
+        metadata: dict[str, str] | None = None,
+        expires_after_s: float | None = None,
+    ) -> DocumentRow:
+        """Store a document; raises TooLargeError, and InvalidRequestError for an empty one."""
+        tokens = await self.encode([text], param="text")
+        new = NewDocument(
+            id=f"doc_{secrets.token_hex(12)}",
+            owner=owner,
+            text=text,
+            num_tokens=len(tokens),
+            title=title,
+            media_type=media_type,
+            references=references or [],
+            metadata=metadata or {},
+            expires_after_s=expires_after_s,
+        )
+        return await self._journal(document_journal.create_document, new)
+
+    async def get(self, id: str, owner: str, *, param: str | None = None) -> DocumentRow:
+        """The document; raises NotFoundError for an unknown one, another owner's or a deleted."""
+        row = await self._journal(document_journal.get_document, id)
+        if row is None or row.deleting or row.owner != owner:
+            raise document_not_found(id, param=param)
+        return row
+
+    async def page(self, owner: str, *, after: str | None, limit: int) -> list[DocumentRow]:
+        """Newest first, from behind `after`."""
+        if after is not None:
+            await self.get(after, owner, param="after")
+        return await self._journal(document_journal.document_page, owner, after=after, limit=limit)
+
+    async def content(self, row: DocumentRow) -> tuple[str, list[dict[str, Any]]]:
+        """The text, and the places of its source."""
+        parts, references = await self._journal(document_journal.document_content, row)
+        return "".join(parts), references
+
+    async def tokens(self, row: DocumentRow) -> list[int]:
+        """The document's tokens."""
+        parts, _ = await self._journal(document_journal.document_content, row)
+        if not parts:
+            raise document_not_found(row.id)
+        return await self.encode(parts, param="document_id")
+
+    async def encode(self, parts: list[str], *, param: str) -> list[int]:
+        """Tokens of a document of these parts, checked against the server's limit."""
+        # A megabyte takes a while to encode; the event loop goes on in the meantime.
+        tokens = await asyncio.to_thread(encode_parts, self._tokenizer, parts)
+        self.check_length(len(tokens), param=param)
+        return tokens
+
+    def check_length(self, num_tokens: int, *, param: str) -> None:
+        """Raises TooLargeError, and InvalidRequestError for no tokens at all."""
+        limit = self._settings.max_document_tokens
+        if num_tokens > limit:
+            raise TooLargeError(
+                f"the document has {num_tokens} tokens; at most {limit} are allowed",
+                code="document_too_large",
+                param=param,
+            )
+        if num_tokens == 0:
+            raise InvalidRequestError(
+                "the document holds no text", code="document_empty", param=param
+            )
+
+
+def document_not_found(id: str, *, param: str | None = None) -> NotFoundError:
+    """The one error for unknown, foreign and deleted documents."""
+    return NotFoundError(f"no document {clip(id)!r}", code="document_not_found", param=param)
