@@ -80,6 +80,7 @@ class AdaptationRuns:
             config=config,
             segment_tokens=segment_tokens,
             study=self._study(message, segment_tokens),
+            trace=around.trace(message.traceparent),
         )
 
     def _study(self, message: Adapt, segment_tokens: int) -> studies.Study:
@@ -121,6 +122,7 @@ class AdaptationRuns:
             self._resume(task, quantum, quantum.resumed)
         now = around.clock()
         around.scheduler.charge(job, quantum.num_tokens, now - began, now)
+        task.trace.quantum(quantum.phase, quantum.step, began, now, quantum.num_tokens)
         around.observe(
             Observation(
                 name="quantum_duration_seconds", value=now - began, labels={"phase": quantum.phase}
@@ -135,6 +137,7 @@ class AdaptationRuns:
     def _start(self, task: AdaptationTask, now: float) -> None:
         task.started_at = now
         waited_s = now - task.job.arrived
+        task.trace.add("queue", task.job.arrived, now)
         self._around.observe(
             Observation(
                 name="request_queue_time_seconds", value=waited_s, labels={"kind": "adaptation"}
@@ -229,4 +232,6 @@ class AdaptationRuns:
 
     def _drop(self, adaptation_id: str) -> None:
         self._around.scheduler.remove(adaptation_id)
-        self._tasks.pop(adaptation_id).study.close()
+        task = self._tasks.pop(adaptation_id)
+        task.study.close()
+        task.trace.close()

@@ -106,7 +106,13 @@ class AnswerRuns:
             deadline=around.deadline(message.timeout_s),
         )
         config = studies.focus_config(message, around.segment_tokens)
-        return RequestTask(message=message, request=request, config=config, answers=answers)
+        return RequestTask(
+            message=message,
+            request=request,
+            config=config,
+            answers=answers,
+            trace=around.trace(message.traceparent),
+        )
 
     # ---- before the first token ------------------------------------------------------------
 
@@ -114,7 +120,9 @@ class AnswerRuns:
         """Load the adapter of an admitted request, and start its focus run or its sequences."""
         task, around = self._tasks[request.id], self._around
         around.scheduler.begun(request.id)
-        waited_s = around.clock() - request.arrived
+        now = around.clock()
+        waited_s = now - request.arrived
+        task.trace.add("queue", request.arrived, now)
         around.observe(
             Observation(
                 name="request_queue_time_seconds", value=waited_s, labels={"kind": "request"}
@@ -155,6 +163,8 @@ class AnswerRuns:
             return
         now = around.clock()
         around.scheduler.charge(job, quantum.num_tokens, now - began, now)
+        phase = f"focus_{quantum.phase}"
+        task.trace.quantum(phase, quantum.step, began, now, quantum.num_tokens)
         self._report(job.id, quantum, now - began)
 
     def _report(self, request_id: str, quantum: Quantum, duration_s: float) -> None:
@@ -175,6 +185,7 @@ class AnswerRuns:
     def _activate(self, task: RequestTask) -> None:
         """Give every sequence its slot, filled with a copy of the document-end state."""
         adapter, focus = task.adapter, task.focus
+        task.trace.activated(self._around.clock())
         for i, answer in enumerate(task.answers.values()):
             answer.delta = adapter.delta if adapter is not None else None
             if focus is not None and focus.delta is not None:
@@ -216,6 +227,7 @@ class AnswerRuns:
     def _append(self, task: RequestTask, answer: Answer, token: int) -> None:
         sequence = answer.sequence
         sequence.tokens.append(token)
+        task.trace.token(sequence.sequence_id, self._around.clock(), len(sequence.prompt))
         if token == self._around.tokenizer.eos_id:
             self._finish(task, answer, "stop")
             return
@@ -236,9 +248,15 @@ class AnswerRuns:
     def _finish(self, task: RequestTask, answer: Answer, finish_reason: str) -> None:
         sequence, adapter = answer.sequence, task.adapter
         self._free(sequence)
+        num_tokens = len(sequence.tokens)
+        task.trace.sequence_done(
+            sequence.sequence_id, self._around.clock(), num_tokens, finish_reason
+        )
         if task.request.finished:
             self._drop(task.request.id)
         focused = answer.focus is not None and answer.focus.adapted
+        if answer.focus is not None:
+            self._around.count("focus_total", outcome="accepted" if focused else "rejected")
         self._around.emit(
             SequenceDone(
                 request_id=sequence.request_id,
@@ -276,7 +294,7 @@ class AnswerRuns:
 
     def _drop(self, request_id: str) -> None:
         self._around.scheduler.remove(request_id)
-        del self._tasks[request_id]
+        self._tasks.pop(request_id).trace.close()
 
     def refuse(self, request_id: str, code: str, message: str) -> None:
         """Say that a request has failed, or was never taken in."""

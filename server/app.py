@@ -34,6 +34,7 @@ from imprint.server.routes import (
 )
 from imprint.server.services import Services
 from imprint.server.streams import ClientDisconnectedError
+from imprint.server.tracing import NO_SPAN, Tracer, use_span
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,13 @@ class _App(FastAPI):
     """FastAPI with the request record outermost, so that it sees the answer to a crash as well."""
 
     metrics: Metrics
+    tracer: Tracer | None
 
     def build_middleware_stack(self) -> ASGIApp:
-        return RequestRecord(super().build_middleware_stack(), self.metrics)
+        return RequestRecord(super().build_middleware_stack(), self.metrics, self.tracer)
 
 
-def create_app(settings: Settings, pool: Pool) -> FastAPI:
+def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> FastAPI:
     """The app. Its lifespan starts the pool, takes up unfinished jobs and, at the end, closes both.
 
     `app.state.services` holds the services while it lives. Raises KeysError for a file of keys
@@ -58,7 +60,10 @@ def create_app(settings: Settings, pool: Pool) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = await Services.start(settings, pool, metrics)
+        if tracer is not None:
+            pool.on_span = tracer.record
+        with use_span(NO_SPAN if tracer is None else tracer.roots()):
+            services = await Services.start(settings, pool, metrics)
         app.state.services = services
         try:
             yield
@@ -73,7 +78,7 @@ def create_app(settings: Settings, pool: Pool) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere; /openapi.json is served
         redoc_url=None,
     )
-    app.metrics = metrics
+    app.metrics, app.tracer = metrics, tracer
     # The last one added is the first one asked.
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(RequireKey, keys=keys, metrics_need_key=settings.metrics_need_key)

@@ -51,6 +51,11 @@ class Settings(BaseSettings):
     """Folder of the journal and the adapters. Holds the text of documents: protect it like them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged. Document text never is."""
+    log_format: Literal["text", "json"] = "text"
+    """Log lines for people, or one JSON object a line with the ids of requests and jobs."""
+    otlp_endpoint: str = ""
+    """Base address of an OpenTelemetry collector (OTLP over HTTP) that gets traces; empty takes
+    OTEL_EXPORTER_OTLP_ENDPOINT, and where that is not set either, nothing is traced."""
 
     api_keys: Annotated[KeyRing | None, NoDecode] = None
     """API keys, each NAME:KEY or NAME:sha256:HEX, with commas between. What a key makes belongs
@@ -184,6 +189,7 @@ class Settings(BaseSettings):
             heartbeat_timeout_s=self.heartbeat_timeout_s,
             max_waiting_requests=self.max_active_requests,
             log_level=self.log_level,
+            log_format=self.log_format,
             kernels=self.kernels,
         )
 

@@ -21,6 +21,7 @@ from imprint.server.adaptation_runs import AdaptationRuns
 from imprint.server.adapter_cache import AdapterCache
 from imprint.server.answer_runs import AnswerRuns
 from imprint.server.decoding import Decoder
+from imprint.server.logs import log_context
 from imprint.server.messages import (
     Adapt,
     Cancel,
@@ -39,6 +40,7 @@ from imprint.server.slot_states import SlotStates
 from imprint.server.step_times import StepTimes
 from imprint.server.tasks import INTERNAL_ERROR, OUT_OF_MEMORY, Emit, Surroundings, failure
 from imprint.server.worker_config import WorkerConfig
+from imprint.server.worker_memory import device_bytes, resident_bytes
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +125,13 @@ class Engine:
     def _handle(self, message: ToWorker) -> None:
         match message:
             case Adapt(adaptation_id=id):
+                _log_arrival("adaptation", id, message.http_request)
                 with self._in_unit("intake", [id], self._adaptations.refuse):
                     self._adaptations.add(message)
             case Generate(request_id=id) if self.scheduler.draining:
                 self._answers.refuse(id, "draining", "the server is stopping")
             case Generate(request_id=id):
+                _log_arrival("request", id, message.http_request)
                 with self._in_unit("intake", [id], self._answers.refuse):
                     self._answers.add(message)
             case Cancel(id=id):
@@ -228,7 +232,8 @@ class Engine:
     def _in_unit(self, phase: str, ids: Seq[str], refuse: Refuse | None = None) -> Iterator[None]:
         # left set when an error passes through: fail_unit reads it
         self._unit = Unit(phase, tuple(dict.fromkeys(ids)), refuse)
-        yield
+        with log_context(job_ids=list(self._unit.ids)):
+            yield
         self._unit = None
 
     def fail_unit(self, error: Exception) -> None:
@@ -238,11 +243,13 @@ class Engine:
         if unit is None:
             raise error
         code, text = failure(error)
+        ids = {"job_ids": list(unit.ids)}
         if code == INTERNAL_ERROR:
-            log.error("%s of %s failed", unit.phase, ", ".join(unit.ids), exc_info=error)
+            line = "%s of %s failed"
+            log.error(line, unit.phase, ", ".join(unit.ids), exc_info=error, extra=ids)
             self._around.count("engine_errors_total", phase=unit.phase)
         else:
-            log.warning("%s of %s ended: %s", unit.phase, ", ".join(unit.ids), code)
+            log.warning("%s of %s ended: %s", unit.phase, ", ".join(unit.ids), code, extra=ids)
         if code == OUT_OF_MEMORY and unit.phase != "quantum":  # adaptations count their own
             self._around.count("oom_total", phase=unit.phase, recovered="false")
         for id in unit.ids:
@@ -308,4 +315,11 @@ class Engine:
             engine_last_step_duration_s=self._last_duration_s,
             engine_last_step_time=self._last_time,
             batch_size=self._batch_size,
+            memory_bytes=resident_bytes(),
+            device_bytes=device_bytes(self._around.model.device),
         )
+
+
+def _log_arrival(kind: str, id: str, http_request: str) -> None:
+    """The line that joins a job's id, which later lines have, with the HTTP request's."""
+    log.info("%s %s has arrived", kind, id, extra={"job_ids": [id], "request_id": http_request})

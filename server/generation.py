@@ -10,10 +10,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from imprint.server import messages
 from imprint.server.errors import WorkFailedError
+from imprint.server.logs import current_request_id
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
+from imprint.server.tracing import current_span
 
 DEADLINE_GRACE_S = 5.0
 """The worker ends a request at its deadline; this much later the API stops waiting for it."""
@@ -107,13 +111,20 @@ class Generation:
         running = self._metrics.running.labels(kind=self._kind)
         gauge = waiting
         gauge.inc()
+        span = current_span().child(
+            "generate",
+            {"imprint.job": self._work.request_id, "imprint.sequences": len(self._work.prompts)},
+        )
+        work = msgspec.structs.replace(
+            self._work, http_request=current_request_id(), traceparent=span.traceparent
+        )
         num_open = len(self._work.prompts)
         self._texts = {
             prompt.sequence_id: GrowingText(index, self._strip)
             for index, prompt in enumerate(self._work.prompts)
         }
         try:
-            async with aclosing(self._pool.submit(self._work)) as stream:
+            async with aclosing(self._pool.submit(work)) as stream:
                 while num_open:
                     message = await self._next(stream)
                     if gauge is waiting:
@@ -123,8 +134,12 @@ class Generation:
                     for event in self._events(message):
                         num_open -= isinstance(event, Finished)
                         yield event
+        except WorkFailedError as error:
+            span.set({"error.type": error.code})
+            raise
         finally:
             gauge.dec()
+            span.end()
 
     async def _next(self, stream: AsyncGenerator[messages.WorkMessage, None]) -> object:
         deadline = None

@@ -15,9 +15,11 @@ from imprint.server import messages
 from imprint.server.documents import encode_parts
 from imprint.server.journal import Journal
 from imprint.server.journal_thread import JournalThread
+from imprint.server.logs import current_request_id, log_context
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
 from imprint.server.records import AdaptationRow
+from imprint.server.tracing import current_span
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,9 @@ class JobRun:
         self._pool = pool
         self._metrics = metrics
         self._progress = progress
+        self._span = current_span().child(
+            "adaptation", {"imprint.job": job.row.id, "imprint.document_tokens": job.row.num_tokens}
+        )
         self._began_at = time.monotonic()
         self._phase: str | None = None
         self._phase_began_at = self._began_at
@@ -71,6 +76,10 @@ class JobRun:
     async def run(self, tokenizer: Tokenizer, tokens: list[int] | None) -> None:
         """Until the job has an outcome in the journal; cancelled, it stays unfinished there."""
         self._metrics.waiting.labels(kind="adaptation").inc()
+        with log_context(job_ids=[self._row.id]):
+            await self._run(tokenizer, tokens)
+
+    async def _run(self, tokenizer: Tokenizer, tokens: list[int] | None) -> None:
         try:
             await self._follow(tokenizer, tokens)
         except Exception:  # a job's outermost loop: whatever happened, the job must end
@@ -79,6 +88,7 @@ class JobRun:
         finally:
             gauge = self._metrics.running if self._job.running else self._metrics.waiting
             gauge.labels(kind="adaptation").dec()
+            self._span.end()
 
     async def _follow(self, tokenizer: Tokenizer, tokens: list[int] | None) -> None:
         row = self._row
@@ -96,6 +106,8 @@ class JobRun:
             priority=row.priority,
             timeout_s=row.timeout_s,
             attempt=max(1, row.attempt),
+            http_request=current_request_id(),
+            traceparent=self._span.traceparent,
         )
         async with aclosing(self._pool.submit(work)) as stream:
             async for message in stream:
@@ -182,6 +194,8 @@ class JobRun:
         if error and error[0] == "deadline_exceeded":
             self._metrics.deadlines.labels(phase="adaptation").inc()
         self._metrics.adaptations.labels(outcome=status).inc()
+        self._span.set({"imprint.outcome": status, **({"error.type": error[0]} if error else {})})
+        logger.info("adaptation %s: %s", self._row.id, error[0] if error else status)
         await self._journal(
             Journal.finish,
             self._row.id,

@@ -45,6 +45,10 @@ class Adapt(Message, frozen=True, kw_only=True):
     """From the worker's receipt, waiting included; None waits for ever."""
     attempt: int = 1
     """1 for the first try; the pool raises it after a worker's death."""
+    http_request: str = ""
+    """`X-Request-Id` of the HTTP request that it came with, for the log."""
+    traceparent: str = ""
+    """Span that it is a part of (W3C Trace Context); empty where nothing is traced."""
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +77,10 @@ class Generate(Message, frozen=True, kw_only=True):
     focus: dict[str, Any] | None = None
     """`RefineConfig` fields (and `preset`) of the focus run; {} is the default focus."""
     timeout_s: float | None = None
+    http_request: str = ""
+    """As in `Adapt`."""
+    traceparent: str = ""
+    """As in `Adapt`."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -251,6 +259,10 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time of the end of the last step that did work; 0 before the first."""
     batch_size: int = 0
     """Sequences in the last decode batch."""
+    memory_bytes: int = 0
+    """Resident memory of the process."""
+    device_bytes: dict[str, int] = {}
+    """Memory of its GPU by kind: allocated, reserved, free, total; empty on a CPU."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -276,6 +288,24 @@ class Observations(Message, frozen=True, kw_only=True):
     values: list[Observation]
 
 
+class SpanRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of work that a worker has measured, for the trace it belongs to."""
+
+    traceparent: str
+    """Its parent."""
+    name: str
+    began: float
+    """Unix time."""
+    ended: float
+    attributes: dict[str, str | int | float] = {}
+
+
+class Spans(Message, frozen=True, kw_only=True):
+    """Sent only for work that came with a `traceparent`."""
+
+    values: list[SpanRecord]
+
+
 ToWorker = Adapt | Generate | Cancel | Evict | Drain
 AdaptationMessage = (
     AdaptationStarted
@@ -287,7 +317,7 @@ AdaptationMessage = (
 )
 RequestMessage = FocusProgress | TokenDelta | SequenceDone | RequestFailed
 WorkMessage = AdaptationMessage | RequestMessage
-FromWorker = AdaptationMessage | RequestMessage | Evicted | Ready | Heartbeat | Observations
+FromWorker = AdaptationMessage | RequestMessage | Evicted | Ready | Heartbeat | Observations | Spans
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -7,9 +7,17 @@ process shows everything.
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from imprint import __version__
+from imprint.server.host import Host
 from imprint.server.messages import Heartbeat, Observation
 from imprint.server.pool_interface import WorkerStatus
 
@@ -31,6 +39,7 @@ TOKEN_BUCKETS = tuple(float(2**power) for power in range(4, 22))
 BATCH_BUCKETS = tuple(float(2**power) for power in range(10))
 REWARD_BUCKETS = (-1, -0.5, 0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.5, 2)
 NATS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+RISE_BUCKETS = (-0.1, -0.05, -0.02, 0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 GAIN_BUCKETS = (-2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 4)
 NORM_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000)
 
@@ -48,6 +57,9 @@ class Metrics:
         self._declare_adaptations()
         self._declare_engine()
         self._declare_workers()
+        self._declare_host()
+        ProcessCollector(namespace="imprint", registry=self.registry)
+        self._show_zeros()
         self.build_info.labels(version=__version__).set(1)
 
     def _add(self, kind: type[Any], name: str, text: str, labels: str = "", **options: Any) -> Any:
@@ -144,9 +156,17 @@ class Metrics:
             ),
             ("grad_norm", "Gradient norm of a step, before clipping.", NORM_BUCKETS),
             ("probe_gain_nats", "Recall probe: loss of the base minus adapted.", GAIN_BUCKETS),
+            ("neutral_rise_nats", "Loss on neutral text: adapted minus base.", RISE_BUCKETS),
         )
         for name, text, buckets in histograms:
             add(Histogram, f"adaptation_{name}", text, buckets=buckets)
+
+        self.focus = add(
+            Counter,
+            "focus_total",
+            "Questions that a document was studied for, by the gate's verdict.",
+            "outcome",
+        )
 
     def _declare_engine(self) -> None:
         add = self._add
@@ -196,6 +216,38 @@ class Metrics:
         self.heartbeat_age = add(
             Gauge, "worker_heartbeat_age_seconds", "Age of the last heartbeat.", "worker"
         )
+        self.worker_memory = add(
+            Gauge, "worker_memory_bytes", "Resident memory of a worker process.", "worker"
+        )
+        self.gpu_memory = add(
+            Gauge,
+            "gpu_memory_bytes",
+            "Memory of a worker's GPU: allocated, reserved, free, total. None on a CPU.",
+            "worker kind",
+        )
+
+    def _declare_host(self) -> None:
+        add = self._add
+        self.memory_limit = add(
+            Gauge, "memory_limit_bytes", "The container's limit, or the machine's memory."
+        )
+        self.filesystem = add(
+            Gauge,
+            "data_filesystem_bytes",
+            "File system of the data folder: size, available. 0 while the folder is gone.",
+            "kind",
+        )
+
+    def _show_zeros(self) -> None:
+        """Counters that alerts watch exist before their first event: an increase needs a zero."""
+        for reason in ("queue_full", "draining"):
+            self.rejections.labels(reason=reason)
+        for reason in ("killed", "crashed", "hung", "startup_timeout", "exited"):
+            self.worker_restarts.labels(reason=reason)
+        for outcome in ("succeeded", "rejected", "failed", "cancelled", "expired"):
+            self.adaptations.labels(outcome=outcome)
+        for outcome in ("accepted", "rejected"):
+            self.focus.labels(outcome=outcome)
 
     @property
     def declared(self) -> Collection[str]:
@@ -235,6 +287,15 @@ class Metrics:
         before, after = result.get("probe_before"), result.get("probe_after")
         if isinstance(before, int | float) and isinstance(after, int | float):
             self._by_name["adaptation_probe_gain_nats"].observe(before - after)
+        rise = result.get("neutral_rise_nats")
+        if isinstance(rise, int | float):
+            self._by_name["adaptation_neutral_rise_nats"].observe(rise)
+
+    def observe_host(self, host: Host) -> None:
+        """Show what the machine still has."""
+        self.memory_limit.set(host.memory_limit)
+        self.filesystem.labels(kind="size").set(host.filesystem_size)
+        self.filesystem.labels(kind="available").set(host.filesystem_available)
 
     def render(self, workers: Iterable[WorkerStatus]) -> bytes:
         """The exposition text, with the workers' gauges as of now."""
@@ -246,6 +307,10 @@ class Metrics:
                 seen = self._restarts_seen.get((worker.name, reason), 0)
                 self.worker_restarts.labels(reason=reason).inc(max(0, total - seen))
                 self._restarts_seen[worker.name, reason] = total
+            if worker.stats is not None:
+                self.worker_memory.labels(worker=worker.name).set(worker.stats.stats.memory_bytes)
+                for kind, nbytes in worker.stats.stats.device_bytes.items():
+                    self.gpu_memory.labels(worker=worker.name, kind=kind).set(nbytes)
         self._sum_stats([worker.stats for worker in workers if worker.up and worker.stats])
         return generate_latest(self.registry)
 

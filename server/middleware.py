@@ -12,7 +12,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from imprint.server.logs import log_context
 from imprint.server.metrics import Metrics
+from imprint.server.tracing import NO_SPAN, Span, Tracer, use_span
 
 logger = logging.getLogger("imprint.server.access")
 
@@ -22,11 +24,12 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class RequestRecord:
-    """Names, times, counts and logs each request. Never its body."""
+    """Names, times, counts, traces and logs each request. Never its body."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,20 +48,44 @@ class RequestRecord:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_named)
-        finally:
-            self._record(scope, request_id, status, time.monotonic() - began_at)
+        span = self._span(scope)
+        with log_context(request_id=request_id), use_span(span):
+            try:
+                await self._app(scope, receive, send_named)
+            finally:
+                self._record(scope, request_id, status, time.monotonic() - began_at, span)
 
-    def _record(self, scope: Scope, request_id: str, status: int, passed_s: float) -> None:
+    def _span(self, scope: Scope) -> Span:
+        if self._tracer is None or scope["path"] in _PROBES:
+            return NO_SPAN
+        return self._tracer.request(_method(scope), Headers(scope=scope))
+
+    def _record(
+        self, scope: Scope, request_id: str, status: int, passed_s: float, span: Span
+    ) -> None:
         # The template, not the path: ids must not become labels.
         route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = _method(scope)
         self._metrics.http_requests.labels(method=method, route=route, status=status).inc()
         self._metrics.http_duration.labels(method=method, route=route).observe(passed_s)
         level = logging.DEBUG if route in _PROBES and status < 400 else logging.INFO
+        path = scope["path"][:200]
+        fields = {"method": method, "path": path, "status": status, "seconds": round(passed_s, 6)}
         line = "%s %s %d %.3fs %s"
-        logger.log(level, line, method, scope["path"][:200], status, passed_s, request_id)
+        logger.log(level, line, method, path, status, passed_s, request_id, extra=fields)
+        span.set(
+            {
+                "name": f"{method} {route}",
+                "http.route": route,
+                "http.response.status_code": status,
+                "imprint.request_id": request_id,
+            }
+        )
+        span.end(error=str(status) if status >= 500 else "")
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "other"
 
 
 _PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})

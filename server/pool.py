@@ -31,6 +31,8 @@ from imprint.server.messages import (
     Observations,
     ProtocolError,
     Ready,
+    SpanRecord,
+    Spans,
     ToWorker,
     decode_from_worker,
     encode,
@@ -88,6 +90,8 @@ class Pool:
     def __init__(self, config: PoolConfig) -> None:
         self.on_observation: Callable[[Observation], None] | None = None
         """Called with every value that a worker measures."""
+        self.on_span: Callable[[SpanRecord], None] | None = None
+        """Called with every span of a trace that a worker reports."""
         self._config = config
         self._workers = [WorkerProcess(f"worker-{i}", config) for i in range(config.num_workers)]
         self._table = WorkTable(config, self._workers)
@@ -255,6 +259,10 @@ class Pool:
                 if self.on_observation is not None:
                     for value in values:
                         self.on_observation(value)
+            case Spans(values=spans):
+                if self.on_span is not None:
+                    for span in spans:
+                        self.on_span(span)
             case Evicted(adapter_id=adapter_id):
                 self._take_evicted(worker, adapter_id)
             case _:

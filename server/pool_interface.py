@@ -13,6 +13,7 @@ from imprint.server.messages import (
     Heartbeat,
     Observation,
     Ready,
+    SpanRecord,
     WorkMessage,
 )
 
@@ -46,6 +47,9 @@ class Pool(Protocol):
 
     on_observation: Callable[[Observation], None] | None
     """Called with each value that a worker measures."""
+
+    on_span: Callable[[SpanRecord], None] | None
+    """Called with each span of a trace that a worker reports."""
 
     @property
     def ready(self) -> bool:

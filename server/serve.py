@@ -7,8 +7,11 @@ once. Either way the workers are gone when `serve` returns.
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -20,12 +23,15 @@ from imprint.server.app import create_app
 from imprint.server.config import Settings, unknown_variables
 from imprint.server.journal import JournalError
 from imprint.server.keys import KeysError
+from imprint.server.logs import configure_logging
 from imprint.server.pool import Pool
 from imprint.server.services import Services
+from imprint.server.tracing import Tracer, TracingError
 
 logger = logging.getLogger(__name__)
 
 LAST_BYTES_S = 2
+OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 class DrainingServer(uvicorn.Server):
@@ -58,15 +64,14 @@ class DrainingServer(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Run until told to stop; the exit status."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logging(settings.log_level, settings.log_format, "api")
     for name in unknown_variables():
         logger.warning("%s sets nothing: no setting has this name", name)
     try:
         refuse_strangers(settings)
-        return asyncio.run(_serve(settings))
-    except (CheckpointError, JournalError, KeysError, OSError) as error:
+        with _tracer(settings) as tracer:
+            return asyncio.run(_serve(settings, tracer))
+    except (CheckpointError, JournalError, KeysError, TracingError, OSError) as error:
         logger.error("%s", error)
         return 1
 
@@ -93,10 +98,34 @@ def _is_loopback(host: str) -> bool:
         return False  # a name of this machine
 
 
-async def _serve(settings: Settings) -> int:
+def tracer_of(settings: Settings) -> Tracer | None:
+    """What sends traces, where a setting or OpenTelemetry's own variables say where to.
+
+    Raises TracingError where they do and OpenTelemetry is not installed.
+    """
+    if not settings.otlp_endpoint and not any(os.environ.get(name) for name in OTLP_VARIABLES):
+        return None
+    try:
+        from imprint.server.otel import otlp_tracer
+    except ImportError as error:
+        raise TracingError(f"traces need pip install 'imprint[otel]': {error}") from None
+    return otlp_tracer(settings.otlp_endpoint)
+
+
+@contextmanager
+def _tracer(settings: Settings) -> Iterator[Tracer | None]:
+    tracer = tracer_of(settings)
+    try:
+        yield tracer
+    finally:
+        if tracer is not None:
+            tracer.close()
+
+
+async def _serve(settings: Settings, tracer: Tracer | None) -> int:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family) as listening:
-        app = create_app(settings, Pool(settings.pool_config()))
+        app = create_app(settings, Pool(settings.pool_config()), tracer)
         config = uvicorn.Config(
             app,
             lifespan="off",  # entered here, so that its errors end the program with a reason

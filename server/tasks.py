@@ -21,6 +21,7 @@ from imprint.server.scheduler import Scheduler
 from imprint.server.sequence import Job, Request, Sequence
 from imprint.server.studies import Study
 from imprint.server.text_stream import TextStream
+from imprint.server.work_trace import WorkTrace
 
 Emit = Callable[[FromWorker], None]
 OUT_OF_MEMORY = "out_of_memory"
@@ -50,6 +51,10 @@ class Surroundings:
         """Add one to a counter of the API process."""
         self.observe(Observation(name=name, value=1.0, labels=labels))
 
+    def trace(self, traceparent: str) -> WorkTrace:
+        """Where a job's time is written down."""
+        return WorkTrace(traceparent, self.emit, self.clock)
+
     def deadline(self, timeout_s: float | None) -> float | None:
         """The time at which a job that arrives now is too late."""
         return None if timeout_s is None else self.clock() + timeout_s
@@ -65,6 +70,7 @@ class AdaptationTask:
     """None where the document is only read."""
     segment_tokens: int
     study: Study
+    trace: WorkTrace
     started_at: float | None = None
     step: int = 0
     """The optimisation step of the last quantum; early stopping ends before the last one."""
@@ -94,6 +100,7 @@ class RequestTask:
     """Settings of its focus run, if there is one."""
     answers: dict[str, Answer]
     """By sequence id."""
+    trace: WorkTrace
     adapter: Adapter | None = None
     focus: Focus | None = None
     quanta: Iterator[Quantum] = field(default_factory=lambda: iter(()))

@@ -26,6 +26,7 @@ from imprint.models import ModelError, load_model, load_tokenizer, weights_hash
 from imprint.models.kernels import uses_triton
 from imprint.models.pool_decoder import warm_up
 from imprint.server.engine import Engine
+from imprint.server.logs import configure_logging
 from imprint.server.messages import Drain, FromWorker, Heartbeat, Ready, decode_to_worker, encode
 from imprint.server.tasks import Emit
 from imprint.server.worker_config import WorkerConfig, WorkerStart
@@ -165,10 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (config,) = sys.argv[1:] if arguments is None else arguments
     start = msgspec.json.decode(config.encode(), type=WorkerStart)
     die_with_parent(start.parent_pid)
-    logging.basicConfig(
-        level=start.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s {start.identity} %(name)s: %(message)s",
-    )
+    configure_logging(start.log_level, start.log_format, start.identity)
     torch.set_num_threads(start.worker.threads)
     try:
         worker = Worker(start)

@@ -1,6 +1,8 @@
 """Plain settings of a worker process and of the pool. No environment, no torch: `server/config.py`
 fills them in."""
 
+from typing import Literal
+
 import msgspec
 
 
@@ -46,6 +48,7 @@ class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
     """Name and incarnation, so that a dead worker's messages are not taken for its successor's."""
     parent_pid: int
     log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,5 +71,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Times that an adaptation may start before a dying worker fails it."""
     log_level: str = "info"
     """Level of the workers' logs."""
+    log_format: Literal["text", "json"] = "text"
+    """How the workers write their logs."""
     kernels: str = "auto"
     """`IMPRINT_KERNELS` of the workers."""

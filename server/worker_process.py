@@ -96,6 +96,7 @@ class WorkerProcess:
             identity=identity,
             parent_pid=os.getpid(),
             log_level=self._config.log_level,
+            log_format=self._config.log_format,
         )
         self.identity = identity.encode()
         self._started_at = self._heard_at = time.monotonic()

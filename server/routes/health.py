@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from imprint import __version__
 from imprint.server.errors import OverloadedError
+from imprint.server.host import look_around
 from imprint.server.services import FromApp
 
 router = APIRouter()
@@ -75,5 +76,6 @@ async def metrics(services: FromApp) -> Response:
         labels = {"device": info.device, "dtype": info.dtype}
         name = services.settings.served_model_name
         services.metrics.model_info.labels(model=name, **labels).set(1)
+    services.metrics.observe_host(look_around(services.settings.data_dir))
     text = services.metrics.render(services.pool.workers())
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -32,6 +32,7 @@ class FakePool:
 
     def __init__(self) -> None:
         self.on_observation: Callable[[messages.Observation], None] | None = None
+        self.on_span: Callable[[messages.SpanRecord], None] | None = None
         self.ready = True
         self.info = messages.Ready(
             pid=1,

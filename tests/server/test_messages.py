@@ -30,6 +30,12 @@ FROM_WORKER: list[m.FromWorker] = [
     m.Evicted(adapter_id="a"),
     m.Heartbeat(time=1.5, stats=STATS),
     m.Observations(values=[m.Observation(name="n", value=1.0, labels={"phase": "read"})]),
+    m.Spans(
+        values=[
+            m.SpanRecord(traceparent="00-1-2-01", name="read", began=1.5, ended=2.0,
+                         attributes={"step": 1, "busy_seconds": 0.5, "reason": "stop"})
+        ]
+    ),
     m.Ready(
         pid=1, model="tiny", model_hash="h", num_parameters=2, state_bytes=3, num_slots=4,
         max_tokens=5, device="cpu", dtype="float32",
