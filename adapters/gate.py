@@ -106,8 +106,7 @@ def neutral_loss(model: FastWeightModel, neutral: list[int], delta: LoraDelta | 
     """Mean next-token loss in nats on the neutral text, read from a document's start."""
     tokens_1T = torch.tensor([neutral], device=model.device)
     hidden_1TD, _ = model(tokens_1T, delta=delta)
-    logits_TV = model.logits(hidden_1TD[0, :-1])
-    return float(torch.nn.functional.cross_entropy(logits_TV, tokens_1T[0, 1:]))
+    return -float(model.token_logprobs(hidden_1TD[:, :-1], tokens_1T[:, 1:]).mean())
 
 
 def judge(

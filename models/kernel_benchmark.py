@@ -106,6 +106,8 @@ def _measure_rules(config: KernelBenchmark) -> dict[str, Any]:
     rules = {rule.name: rule for rule in _rules(config)}
     calls: dict[str, Callable[[], object]] = {"matmul": lambda: square @ square}
     calls.update({name: rule.call for name, rule in rules.items()})
+    products = {name: _products(config, rule) for name, rule in rules.items()}
+    calls.update({f"products of {name}": call for name, (call, _) in products.items()})
     seconds = _alternately(calls, config)
     matmul_flops = 2 * size**3
     numbers: dict[str, Any] = {
@@ -119,6 +121,10 @@ def _measure_rules(config: KernelBenchmark) -> dict[str, Any]:
         numbers[name] = {
             "share_of_matmul_rate": relative * min(seconds["matmul"]) / min(seconds[name]),
             "median_share_of_matmul_rate": statistics.median(shares),
+            "products_alone_share": products[name][1]
+            / matmul_flops
+            * min(seconds["matmul"])
+            / min(seconds[f"products of {name}"]),
             "chunk_size": rule.chunk_size,
             **_rates(seconds[name], "flops", flops),
             "tokens_per_s": config.num_tokens / min(seconds[name]),
@@ -134,6 +140,33 @@ class _Rule:
     width: int
     chunk_size: int
     call: Callable[[], object]
+
+
+def _products(config: KernelBenchmark, rule: _Rule) -> tuple[Callable[[], object], int]:
+    """The rule's eight products and nothing else, and their flops: what their sizes alone allow.
+
+    Those of a chunk with itself for all chunks at once, those with the state a chunk at a time, as
+    the plain rule has to; on a GPU, fla's kernels are not bound by this.
+    """
+    width, size = rule.width, rule.chunk_size
+    num = -(-config.num_tokens // size)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(num, config.heads, *shape, device=config.device)
+
+    x_CK, x_CC, x_KV = normal(size, width), normal(size, size), normal(width, width)
+    within = [(x_CK, x_CK.mT)] * 2 + [(x_CC, x_CK)] * 3
+    across = [(x_CK, x_KV)] * 2 + [(x_CK.mT, x_CK)]
+
+    def multiply() -> None:
+        for left, right in within:
+            torch.bmm(left.flatten(0, 1), right.flatten(0, 1))
+        for left, right in across:
+            for left_n, right_n in zip(left.unbind(), right.unbind(), strict=True):
+                torch.bmm(left_n, right_n)
+
+    per_chunk = 10 * size**2 * width + 6 * size * width**2
+    return multiply, per_chunk * config.heads * num
 
 
 def _rules(config: KernelBenchmark) -> Iterator[_Rule]:

@@ -95,8 +95,8 @@ def chunk_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """Read T >= 1 tokens. q and k are already normalised; the read-out is scaled by K^-1/2.
 
-    Per chunk, with A = tril(diag(beta) K K^T, -1) and X = (I + A)^-1 (the UT transform):
-    U = X diag(beta) V, W = X diag(beta) K, V' = U - W S, O = Q S + tril(Q K^T) V', S <- S + K^T V'.
+    Per chunk, with A = tril(diag(beta) K K^T, -1) and X = (I + A)^-1 diag(beta) (the UT transform):
+    U = X V, W = X K, V' = U - W S, O = scale (Q S + tril(Q K^T) V'), S <- S + K^T V'.
     Only the last line and W S are sequential. Returns (o [B, H, T, V], final state [B, H, K, V]).
     `chunk_size` must be a multiple of 16. With `stops` (one row only, ascending token counts) there
     is a state for each of them, [P, H, K, V], instead of the final one.
@@ -111,12 +111,11 @@ def chunk_delta_rule(
         x = F.pad(x.to(dtype), (0, 0, 0, pad)) if pad else x.to(dtype)
         return x.reshape(batch * heads, (num_tokens + pad) // size, size, x.shape[-1])
 
-    q, k, v = chunks(q_BHTK) * key_dim**-0.5, chunks(k_BHTK), chunks(v_BHTV)
-    beta = chunks(beta_BHT.unsqueeze(-1))
-    k_beta = k * beta
-    lower = (k_beta @ k.mT).tril(-1)
-    inverse = unit_lower_inverse(lower)
-    u, w = inverse @ (v * beta), inverse @ k_beta
+    q, k, v = chunks(q_BHTK), chunks(k_BHTK), chunks(v_BHTV)
+    beta, scale = chunks(beta_BHT.unsqueeze(-1)), key_dim**-0.5
+    # beta and scale go to small matrices: a pass over q, k or v costs about as much as a product
+    solve = unit_lower_inverse(((k @ k.mT) * beta).tril(-1)) * beta.mT
+    u, w = solve @ v, solve @ k
     attention = (q @ k.mT).tril()
     shared = batch // state_BHKV.shape[0]
     if shared > 1 and w.shape[1] == 1:
@@ -138,7 +137,7 @@ def chunk_delta_rule(
                 stopped.append(torch.baddbmm(state, kt_n[:, :, :read], value[:, :read]))
         state = torch.baddbmm(state, kt_n, value)
     pairs = (torch.stack(reads, 1), attention, torch.stack(new_values, 1))
-    o = torch.baddbmm(*(x.flatten(0, 1) for x in pairs))
+    o = torch.baddbmm(*(x.flatten(0, 1) for x in pairs), alpha=scale, beta=scale)
     o = o.reshape(batch, heads, num_tokens + pad, v.shape[-1])[:, :, :num_tokens]
     if stops is not None:
         return o, torch.stack(stopped)
@@ -160,7 +159,8 @@ def _one_chunk_of_shared_states(
     asked = torch.cat((w, q), 2).view(states, -1, heads, 2 * size, w.shape[-1])
     read = read_shared(asked, state_PHKV).flatten(0, 2)
     value = u[:, 0] - read[:, :size]
-    o = torch.baddbmm(read[:, size:], attention[:, 0], value)
+    scale = k.shape[-1] ** -0.5
+    o = torch.baddbmm(read[:, size:], attention[:, 0], value, alpha=scale, beta=scale)
     written = torch.bmm(k[:, 0].mT, value).view(states, -1, *state_PHKV.shape[1:])
     new_state = written.add_(state_PHKV.unsqueeze(1)).flatten(0, 1)
     return o.view(-1, heads, size, o.shape[-1])[:, :, :num_tokens], new_state

@@ -36,8 +36,8 @@ def chunk_gated_delta_rule(
     """Read T >= 1 tokens. q and k are already normalised; the read-out is scaled by K^-1/2.
 
     Per chunk, with G the running sum of g in it, D_ij = exp(G_i - G_j) for i >= j,
-    A = tril(diag(beta) K K^T * D, -1) and X = (I + A)^-1: U = X diag(beta) V,
-    W = X diag(beta e^G) K, V' = U - W S, O = diag(e^G) Q S + (Q K^T * D) V' and
+    A = tril(diag(beta) K K^T * D, -1) and X = (I + A)^-1 diag(beta): U = X V, W = X diag(e^G) K,
+    V' = U - W S, O = scale (diag(e^G) Q S + (Q K^T * D) V') and
     S <- e^G_C S + (diag(e^(G_C - G)) K)^T V'. Returns (o [B, H, T, V], final state [B, H, K, V]).
     `chunk_size` must be a multiple of 16. With `stops` (one row only, ascending token counts) there
     is a state for each of them, [P, H, K, V], instead of the final one.
@@ -52,12 +52,12 @@ def chunk_gated_delta_rule(
         x = F.pad(x.to(dtype), (0, 0, 0, pad)) if pad else x.to(dtype)
         return x.reshape(batch * heads, (num_tokens + pad) // size, size, x.shape[-1])
 
-    q, k, v = chunks(q_BHTK) * key_dim**-0.5, chunks(k_BHTK), chunks(v_BHTV)
-    beta = chunks(beta_BHT.unsqueeze(-1))
+    q, k, v = chunks(q_BHTK), chunks(k_BHTK), chunks(v_BHTV)
+    beta, scale = chunks(beta_BHT.unsqueeze(-1)), key_dim**-0.5
     since, between = _decays(chunks(log_decay_BHT.unsqueeze(-1)))
-    k_beta = k * beta
-    inverse = unit_lower_inverse((k_beta @ k.mT * between).tril(-1))
-    u, w = inverse @ (v * beta), inverse @ (k_beta * since)
+    # beta and scale go to small matrices: a pass over q, k or v costs about as much as a product
+    solve = unit_lower_inverse((k @ k.mT * (between * beta)).tril(-1)) * beta.mT
+    u, w = solve @ v, (solve * since.mT) @ k
     attention = q @ k.mT * between
     q = q * since
     shared = batch // state_BHKV.shape[0]
@@ -68,7 +68,7 @@ def chunk_gated_delta_rule(
     state = (state.repeat_interleave(shared, 0) if shared > 1 else state).flatten(0, 1)
     new_values, reads, states = _walk(q, k, u, w, since, between, state, stops)
     pairs = (torch.stack(reads, 1), attention, torch.stack(new_values, 1))
-    o = torch.baddbmm(*(x.flatten(0, 1) for x in pairs))
+    o = torch.baddbmm(*(x.flatten(0, 1) for x in pairs), alpha=scale, beta=scale)
     o = o.reshape(batch, heads, num_tokens + pad, v.shape[-1])[:, :, :num_tokens]
     if stops is not None:
         return o, torch.stack(states)
@@ -144,7 +144,8 @@ def _one_chunk_of_shared_states(
     asked = torch.cat((w, q), 2).view(states, -1, heads, 2 * size, w.shape[-1])
     read = read_shared(asked, state_PHKV).flatten(0, 2)
     value = u[:, 0] - read[:, :size]
-    o = torch.baddbmm(read[:, size:], attention[:, 0], value)
+    scale = k_end.shape[-1] ** -0.5
+    o = torch.baddbmm(read[:, size:], attention[:, 0], value, alpha=scale, beta=scale)
     written = torch.bmm(k_end[:, 0].mT, value).view(states, -1, *state_PHKV.shape[1:])
     kept = last.view(states, -1, heads, 1, 1)
     new_state = torch.addcmul(written, kept, state_PHKV.unsqueeze(1)).flatten(0, 1)
