@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from imprint.models.sampling import (
         counter_uniform,
         counter_uniforms,
+        penalize,
         sample_tokens,
         token_entropy,
+        token_logprobs,
     )
     from imprint.models.state import RecurrentState
     from imprint.models.tokenizer import Tokenizer, load_tokenizer
@@ -37,7 +39,14 @@ _HOMES = {
     "lact_config": ("LactConfig",),
     "lora": ("LoraDelta",),
     "registry": ("build_model", "load_config"),
-    "sampling": ("counter_uniform", "counter_uniforms", "sample_tokens", "token_entropy"),
+    "sampling": (
+        "counter_uniform",
+        "counter_uniforms",
+        "penalize",
+        "sample_tokens",
+        "token_entropy",
+        "token_logprobs",
+    ),
     "state": ("RecurrentState",),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
 }
@@ -64,10 +73,12 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "penalize",
     "prefill",
     "sample_tokens",
     "save_model",
     "token_entropy",
+    "token_logprobs",
     "weights_hash",
 ]
 

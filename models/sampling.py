@@ -48,6 +48,31 @@ def _uniform(seeds: np.ndarray, counters: np.ndarray) -> Tensor:
     return torch.from_numpy(uniform)
 
 
+def penalize(
+    logits_V: Tensor, tokens: Sequence[int], *, presence: float, frequency: float
+) -> Tensor:
+    """New logits, lower for what was generated: by `presence` once and `frequency` each time.
+
+    The penalties of the OpenAI API; negative ones make repetition likelier.
+    """
+    counts_V = torch.bincount(
+        torch.tensor(tokens, dtype=torch.long, device=logits_V.device),
+        minlength=logits_V.shape[-1],
+    )
+    return logits_V - presence * (counts_V > 0) - frequency * counts_V
+
+
+def token_logprobs(logits_V: Tensor, token: int, num: int) -> tuple[float, list[tuple[int, float]]]:
+    """Log-probability of a token in nats, and the `num` likeliest tokens with theirs, best first.
+
+    Of the model's own distribution: before temperature, top_p and penalties.
+    """
+    logprobs_V = logits_V.float().log_softmax(-1)
+    top = logprobs_V.topk(min(num, logprobs_V.shape[-1]))
+    ranked = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return float(logprobs_V[token]), ranked
+
+
 def sample_tokens(
     logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor
 ) -> Tensor:

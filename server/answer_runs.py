@@ -211,6 +211,9 @@ class AnswerRuns:
             delta=task.answers[sequence.sequence_id].delta,
             temperature=task.message.temperature,
             top_p=task.message.top_p,
+            presence_penalty=task.message.presence_penalty,
+            frequency_penalty=task.message.frequency_penalty,
+            num_logprobs=task.message.logprobs,
         )
 
     def take(self, sequence: Sequence, token: int | None, num_prefilled: int) -> None:
@@ -238,6 +241,7 @@ class AnswerRuns:
                 index=len(sequence.tokens) - 1,
                 token_id=token,
                 text=answer.text.push(token),
+                logprobs=sequence.sampled,
             )
         )
         if answer.text.stopped:

@@ -19,11 +19,14 @@ from imprint.models import (
     RecurrentState,
     counter_uniforms,
     decode,
+    penalize,
     prefill,
     sample_tokens,
+    token_logprobs,
 )
 from imprint.models.pool_decoder import PoolDecoder
 from imprint.server.delta_rows import DeltaRows, split
+from imprint.server.messages import TokenLogprobs
 from imprint.server.sequence import Sequence
 from imprint.server.slot_states import SlotStates
 from imprint.server.slots import NULL_SLOT, SlotHandle
@@ -51,6 +54,10 @@ class Row:
     """One delta, or None for the base weights."""
     temperature: float
     top_p: float
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    num_logprobs: int | None = None
+    """How many of the likeliest tokens to report beside the sampled one; None reports nothing."""
 
 
 class Decoder:
@@ -181,6 +188,7 @@ def _sample(logits_BV: Tensor, rows: list[Row]) -> list[int | None]:
     if not all(finite):
         logits_BV = logits_BV.nan_to_num()
     device = logits_BV.device
+    plain_BV, logits_BV = logits_BV, _penalized(logits_BV, rows)
     uniform_B = counter_uniforms(
         [row.sequence.seed for row in rows], [len(row.sequence.tokens) for row in rows]
     )
@@ -190,4 +198,26 @@ def _sample(logits_BV: Tensor, rows: list[Row]) -> list[int | None]:
         torch.tensor([row.top_p for row in rows], device=device),
         uniform_B.to(device),
     )
-    return [token if ok else None for token, ok in zip(tokens_B.tolist(), finite, strict=True)]
+    tokens = tokens_B.tolist()
+    for i, row in enumerate(rows):
+        if row.num_logprobs is not None:
+            logprob, top = token_logprobs(plain_BV[i], tokens[i], row.num_logprobs)
+            row.sequence.sampled = TokenLogprobs(logprob=logprob, top=top)
+    return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
+
+
+def _penalized(logits_BV: Tensor, rows: list[Row]) -> Tensor:
+    """The logits themselves where no row has penalties; else a copy."""
+    if not any(row.presence_penalty or row.frequency_penalty for row in rows):
+        return logits_BV
+    return torch.stack(
+        [
+            penalize(
+                logits_V,
+                row.sequence.tokens,
+                presence=row.presence_penalty,
+                frequency=row.frequency_penalty,
+            )
+            for logits_V, row in zip(logits_BV, rows, strict=True)
+        ]
+    )

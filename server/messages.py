@@ -59,6 +59,15 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probabilities in nats at one generated token, before temperature and penalties."""
+
+    logprob: float
+    """Of the token that was sampled."""
+    top: list[tuple[int, float]] = []
+    """The likeliest tokens with theirs, best first."""
+
+
 class Generate(Message, frozen=True, kw_only=True):
     """Generate one sequence per prompt, all from the same adapter (None: the base model, no
     document).
@@ -73,6 +82,10 @@ class Generate(Message, frozen=True, kw_only=True):
     max_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    """Report each token's log-probability, and those of so many likeliest ones; None: nothing."""
     stop: list[str] = []
     focus: dict[str, Any] | None = None
     """`RefineConfig` fields (and `preset`) of the focus run; {} is the default focus."""
@@ -185,6 +198,7 @@ class TokenDelta(Message, frozen=True, kw_only=True):
     index: int
     token_id: int
     text: str
+    logprobs: TokenLogprobs | None = None
 
 
 class SequenceDone(Message, frozen=True, kw_only=True):

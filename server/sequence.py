@@ -6,6 +6,7 @@ Numbers and ids only: no tensors, no text, no HTTP. The engine hangs its own obj
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from imprint.server.messages import TokenLogprobs
 from imprint.server.slots import SlotHandle
 
 
@@ -52,6 +53,8 @@ class Sequence:
     num_prefilled: int = 0
     tokens: list[int] = field(default_factory=list)
     """Generated so far; the last one has not been read by the model yet."""
+    sampled: TokenLogprobs | None = None
+    """Log-probabilities at the token sampled last, where they are asked for."""
     finished: bool = False
 
     @property

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from imprint.models.sampling import counter_uniform, counter_uniforms, sample_tokens, token_entropy
+from imprint.models.sampling import (
+    counter_uniform,
+    counter_uniforms,
+    penalize,
+    sample_tokens,
+    token_entropy,
+    token_logprobs,
+)
 
 
 def full(value: float, rows: int) -> Tensor:
@@ -128,3 +135,21 @@ def test_impossible_tokens_are_never_drawn(uniform: float) -> None:
     logits[0, 437] = 0.0
     token = sample_tokens(logits, torch.ones(1), torch.ones(1), full(uniform, 1))
     assert token.tolist() == [437]
+
+
+def test_penalties_are_those_of_the_openai_api() -> None:
+    logits = torch.tensor([1.0, 2.0, 3.0])
+    penalized = penalize(logits, [2, 0, 2], presence=0.5, frequency=0.25)
+    assert penalized.tolist() == [1 - 0.75, 2.0, 3 - 1.0]
+    assert penalize(logits, [], presence=2, frequency=2).tolist() == logits.tolist()
+    assert logits.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_logprobs_are_the_models_own() -> None:
+    probs = torch.tensor([0.1, 0.6, 0.3])
+    logprob, top = token_logprobs(probs.log() + 7, 0, 2)
+    assert logprob == pytest.approx(math.log(0.1), abs=1e-6)
+    assert [token for token, _ in top] == [1, 2]
+    assert [math.exp(value) for _, value in top] == pytest.approx([0.6, 0.3], abs=1e-6)
+    assert token_logprobs(probs.log(), 1, 0)[1] == []
+    assert len(token_logprobs(probs.log(), 1, 20)[1]) == 3

@@ -171,3 +171,36 @@ def test_the_time_of_model_and_slots_is_told(tiny_model: DeltaNet) -> None:
     # each look at the clock is a second: parts take one each, and the rest is the engine's own
     assert spent == {"model": 1, "slots": 3, "own": 5}
     assert times.take() == []
+
+
+def test_logprobs_and_penalties_are_each_rows_own(tiny_model: DeltaNet) -> None:
+    def run(*changes: dict[str, Any]) -> list[tuple[list[int], Any]]:
+        slots = SlotStates(tiny_model, len(changes))
+        decoder = Decoder(tiny_model, slots)
+        rows = [
+            dataclasses.replace(row, tokens=[7, 8], temperature=0.0, **change)
+            for row, change in zip(rows_of(slots, [None] * len(changes)), changes, strict=True)
+        ]
+        for _ in range(5):
+            tokens = decoder.run(rows)
+            for row, token in zip(rows, tokens, strict=True):
+                assert token is not None
+                row.sequence.tokens.append(token)
+            rows = [dataclasses.replace(row, tokens=row.sequence.tokens[-1:]) for row in rows]
+        return [(row.sequence.tokens, row.sequence.sampled) for row in rows]
+
+    asked: list[dict[str, Any]] = [
+        {},
+        {"num_logprobs": 3},
+        {"presence_penalty": 100.0, "num_logprobs": 0},
+    ]
+    plain, told, varied = run(*asked)
+    assert plain[1] is None
+    assert told[0] == plain[0]
+    assert told[1].logprob == told[1].top[0][1], "greedy takes the likeliest"
+    assert [told[1].top[0][0], len(told[1].top)] == [told[0][-1], 3]
+    assert len(set(varied[0])) == 5, "no token comes twice"
+    assert varied[1].top == []
+    (alone,) = run(asked[2])
+    assert alone[0] == varied[0]
+    assert alone[1].logprob == pytest.approx(varied[1].logprob, abs=1e-5)
