@@ -26,6 +26,9 @@ from imprint.server.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
+MAX_LOSSES = 3
+"""A sequence whose slot is lost more often fails: something is wrong with all decoding."""
+
 
 class PromptTooLongError(ValueError):
     """A prompt is longer than this worker accepts."""
@@ -202,12 +205,10 @@ class AnswerRuns:
         """A sequence's part in the next batch: `num_tokens` of its prompt, or its last token."""
         task = self._tasks[sequence.request_id]
         assert sequence.slot is not None
-        first = sequence.num_prefilled
-        piece = sequence.prompt[first : first + num_tokens] if num_tokens else sequence.tokens[-1:]
         return Row(
             sequence=sequence,
             slot=sequence.slot,
-            tokens=piece,
+            tokens=sequence.piece(num_tokens) if num_tokens else sequence.tokens[-1:],
             delta=task.answers[sequence.sequence_id].delta,
             temperature=task.message.temperature,
             top_p=task.message.top_p,
@@ -226,6 +227,16 @@ class AnswerRuns:
             self.fail(task.request.id, "non_finite", "the model's output was not finite")
         elif sequence.num_unread == 0:
             self._append(task, task.answers[sequence.sequence_id], token)
+
+    def read_again(self, sequence: Sequence) -> bool:
+        """Prefill a sequence, whose slot was lost, anew; False: it was lost too often."""
+        if sequence.num_losses >= MAX_LOSSES:
+            return False
+        adapter = self._tasks[sequence.request_id].adapter
+        assert sequence.slot is not None
+        self._slots.reset(sequence.slot, adapter.state if adapter else None)
+        sequence.read_again()
+        return True
 
     def _append(self, task: RequestTask, answer: Answer, token: int) -> None:
         sequence = answer.sequence

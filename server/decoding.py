@@ -1,9 +1,9 @@
 """Batches of sequences through the model: gather slots, lay deltas out, run, sample, scatter.
 
 Knows tensors and slots; knows nothing of queues, deadlines or text. All rows of a call are one
-batch, whatever their deltas, unless padding would cost more than it saves. A slot is written only
-after all rows have succeeded, so a batch that raised can be run again, in parts. On a GPU tokens
-are decoded in place instead, which can not: there, an error ends all sequences of the batch.
+batch, whatever their deltas, unless padding would cost more than it saves. Prompts are read on
+copies: a slot is written only after all rows have succeeded, so a batch that raised can be run
+again, in parts. Tokens are decoded in place, which can not: after an error these slots are lost.
 Shapes: B = rows, T = tokens, V = vocabulary.
 """
 
@@ -37,7 +37,7 @@ MAX_PADDING_TOKENS = 64
 
 
 class BrokenStepError(Exception):
-    """A step in place broke off, and the slots of its batch hold nothing of use.
+    """A step in place broke off, and the slots of its rows hold nothing of use.
 
     Not a RuntimeError, because such a batch cannot be run again. Its cause says what happened.
     """
@@ -69,17 +69,15 @@ class Decoder:
         slots: SlotStates,
         times: StepTimes | None = None,
         *,
-        in_place: bool | None = None,
+        in_place: bool = True,
     ) -> None:
         """`times` is told what the model and the slots take.
 
-        `in_place`: decode without copying slots out and back; None: where there is a GPU.
+        `in_place`: decode without copying slots out and back, which is faster everywhere.
         """
         self._model = model
         self._slots = slots
         self._times = times or StepTimes()
-        if in_place is None:
-            in_place = model.device.type == "cuda"
         self._steps = PoolDecoder(model, slots.pool, padding_row=NULL_SLOT) if in_place else None
         self._widths = model.lora_targets()
         self._model_floats = sum(parameter.numel() for parameter in model.parameters())
@@ -92,12 +90,13 @@ class Decoder:
         if self._steps is not None:
             self._steps.forget()
 
-    def run(self, rows: Seq[Row]) -> list[int | None]:
+    def run(self, rows: Seq[Row], *, reading: bool) -> list[int | None]:
         """Read each row's tokens into its slot and sample one token after them.
 
-        None stands for a row whose logits were not finite.
+        `reading`: of a prompt, any number of tokens, on copies of the slots. Otherwise one token a
+        row, in place. None stands for a row whose logits were not finite. Raises `BrokenStepError`
+        when slots were lost.
         """
-        reading = any(len(row.tokens) > 1 for row in rows)
         deltas = [row.delta for row in rows]
         batches = [
             [rows[i] for i in piece]
@@ -140,7 +139,7 @@ class Decoder:
             with self._times.part("model"):
                 logits_BV = steps.decode([row.tokens[0] for row in rows], slots, delta)
                 return _sample(logits_BV, rows)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise BrokenStepError("a step in place failed") from error
 
     def _read(

@@ -20,7 +20,7 @@ from imprint.models import FastWeightModel, Tokenizer
 from imprint.server.adaptation_runs import AdaptationRuns
 from imprint.server.adapter_cache import AdapterCache
 from imprint.server.answer_runs import AnswerRuns
-from imprint.server.decoding import Decoder
+from imprint.server.decoding import BrokenStepError, Decoder
 from imprint.server.logs import log_context
 from imprint.server.messages import (
     Adapt,
@@ -199,11 +199,20 @@ class Engine:
         return worked or bool(plan.expired)
 
     def _forward(self, phase: str, parts: Seq[tuple[Sequence, int]]) -> None:
-        """One batch; if it raises and has several rows, each of them alone."""
+        """One batch; if it raises and has several rows, each of them alone.
+
+        A step in place that breaks off has no rows left to try: they are read again.
+        """
         with self._in_unit(phase, [sequence.request_id for sequence, _ in parts]):
             rows = [self._answers.row(sequence, num_tokens) for sequence, num_tokens in parts]
             try:
-                tokens = self._decoder.run(rows)
+                tokens = self._decoder.run(rows, reading=phase == "prefill")
+            except BrokenStepError as error:
+                if not all(self._answers.read_again(sequence) for sequence, _ in parts):
+                    raise
+                log.warning("%d slots were lost (%s); reading again", len(parts), error.__cause__)
+                self._around.count("broken_steps_total")
+                return
             except (RuntimeError, MemoryError) as error:
                 if len(parts) == 1:
                     raise

@@ -179,6 +179,11 @@ class Metrics:
         )
         add(
             Counter,
+            "broken_steps_total",
+            "Decoding steps that broke off: their slots are read again.",
+        )
+        add(
+            Counter,
             "engine_time_seconds_total",
             "Where engines spend their time: model (sampling included), slots (states copied in "
             "and out), quantum, own (everything else, in Python).",

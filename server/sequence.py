@@ -55,12 +55,28 @@ class Sequence:
     """Generated so far; the last one has not been read by the model yet."""
     sampled: TokenLogprobs | None = None
     """Log-probabilities at the token sampled last, where they are asked for."""
+    num_reread: int = 0
+    """Generated tokens that are read again after the prompt, because the slot was lost."""
+    num_losses: int = 0
+    """How often that has happened."""
     finished: bool = False
 
     @property
     def num_unread(self) -> int:
-        """Prompt tokens still to be prefilled."""
-        return len(self.prompt) - self.num_prefilled
+        """Tokens still to be prefilled: of the prompt, and of what is read again."""
+        return len(self.prompt) + self.num_reread - self.num_prefilled
+
+    def piece(self, num_tokens: int) -> list[int]:
+        """The next tokens to prefill, at most so many."""
+        first, last = self.num_prefilled, self.num_prefilled + num_tokens
+        start = len(self.prompt)
+        again = self.tokens[: self.num_reread]
+        return [*self.prompt[first:last], *again[max(first - start, 0) : max(last - start, 0)]]
+
+    def read_again(self) -> None:
+        """Its slot was lost and is at the document's end again: everything since is unread."""
+        self.num_prefilled, self.num_reread = 0, len(self.tokens)
+        self.num_losses += 1
 
     @property
     def decoding(self) -> bool:

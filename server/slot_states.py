@@ -34,10 +34,15 @@ class SlotStates:
         """A zeroed slot holding a copy of `initial` (None: a document's start), or None if full."""
         handle = self.table.allocate()
         if handle is not None:
-            self._states.zero_([handle.index])
-            if initial is not None:
-                self._states.write_([handle.index], initial)
+            self.reset(handle, initial)
         return handle
+
+    def reset(self, handle: SlotHandle, initial: RecurrentState | None) -> None:
+        """Make a slot what `allocate` made it."""
+        rows = self.rows([handle])
+        self._states.zero_(rows)
+        if initial is not None:
+            self._states.write_(rows, initial)
 
     def read(self, handles: Sequence[SlotHandle]) -> RecurrentState:
         """A batch with a copy of each slot, in order."""

@@ -52,8 +52,8 @@ def generate(model: DeltaNet, *, in_place: bool) -> list[list[int]]:
     decoder = Decoder(model, slots, in_place=in_place)
     deltas = [None, delta_of(model, 2, 1), delta_of(model, 2, 2), delta_of(model, 3, 3)]
     rows = rows_of(slots, deltas)
-    for _ in range(4):
-        rows = advance(rows, decoder.run(rows))
+    for step in range(4):
+        rows = advance(rows, decoder.run(rows, reading=step == 0))
     decoder.forget()
     return [row.sequence.tokens for row in rows]
 
@@ -93,7 +93,7 @@ def test_no_slot_is_written_when_a_later_batch_fails(tiring: Tiring) -> None:
     short, long = rows_of(slots, [None, None])
     long = dataclasses.replace(long, tokens=[9] * (3 + MAX_PADDING_TOKENS))
     with pytest.raises(RuntimeError, match="no memory left"):
-        Decoder(tiring, slots).run([long, short])
+        Decoder(tiring, slots).run([long, short], reading=True)
     assert tiring.num_calls == 2
     assert not any(tensor.any() for tensor in slots.pool.tensors())
 
@@ -102,9 +102,9 @@ def test_a_step_in_place_that_fails_is_not_run_again(tiring: Tiring) -> None:
     slots = SlotStates(tiring, 2)
     decoder = Decoder(tiring, slots, in_place=True)
     rows = rows_of(slots, [None, None])
-    rows = advance(rows, decoder.run(rows))
+    rows = advance(rows, decoder.run(rows, reading=True))
     with pytest.raises(BrokenStepError) as caught:
-        decoder.run(rows)
+        decoder.run(rows, reading=False)
     assert not isinstance(caught.value, RuntimeError)
     assert failure(caught.value)[0] == OUT_OF_MEMORY
 
@@ -119,6 +119,10 @@ class Counting(DeltaNet):
     def forward(self, tokens_BT: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.shapes.append(tuple(tokens_BT.shape))
         return super().forward(tokens_BT, *args, **kwargs)
+
+    def step_(self, tokens_B: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.shapes.append((len(tokens_B), 1))
+        return super().step_(tokens_B, *args, **kwargs)
 
 
 @pytest.fixture
@@ -136,9 +140,9 @@ def test_deltas_of_every_shape_decode_in_one_batch(counting: Counting) -> None:
         del narrow.a[name], narrow.b[name]
     deltas = [None, delta_of(counting, 2, 1), narrow, delta_of(counting, 4, 3), narrow]
     rows = rows_of(slots, deltas)
-    rows = advance(rows, decoder.run(rows))
-    rows = advance(rows, decoder.run(rows))
-    decoder.run(rows[:1] + rows[2:])  # one has left
+    rows = advance(rows, decoder.run(rows, reading=True))
+    rows = advance(rows, decoder.run(rows, reading=False))
+    decoder.run(rows[:1] + rows[2:], reading=False)  # one has left
     assert counting.shapes == [(5, 2), (5, 1), (4, 1)]
 
 
@@ -149,11 +153,11 @@ def test_prompts_of_like_lengths_are_read_together(counting: Counting) -> None:
         dataclasses.replace(row, tokens=[7] * length)
         for row, length in zip(rows_of(slots, [None] * 6), lengths, strict=True)
     ]
-    together = Decoder(counting, slots).run(rows)
+    together = Decoder(counting, slots).run(rows, reading=True)
     assert sorted(counting.shapes) == [(1, 400), (2, 33), (3, 3)]
     alone = SlotStates(counting, 6)
     tokens = [
-        Decoder(counting, alone).run([dataclasses.replace(row, slot=other.slot)])[0]
+        Decoder(counting, alone).run([dataclasses.replace(row, slot=other.slot)], reading=True)[0]
         for row, other in zip(rows, rows_of(alone, [None] * 6), strict=True)
     ]
     assert together == tokens
@@ -166,7 +170,7 @@ def test_the_time_of_model_and_slots_is_told(tiny_model: DeltaNet) -> None:
     decoder = Decoder(tiny_model, slots, times)
     rows = rows_of(slots, [None, delta_of(tiny_model, 2, 1)])
     with times.whole():
-        decoder.run(rows)
+        decoder.run(rows, reading=True)
     spent = {o.labels["part"]: o.value for o in times.take()}
     # each look at the clock is a second: parts take one each, and the rest is the engine's own
     assert spent == {"model": 1, "slots": 3, "own": 5}
@@ -182,7 +186,7 @@ def test_logprobs_and_penalties_are_each_rows_own(tiny_model: DeltaNet) -> None:
             for row, change in zip(rows_of(slots, [None] * len(changes)), changes, strict=True)
         ]
         for _ in range(5):
-            tokens = decoder.run(rows)
+            tokens = decoder.run(rows, reading=len(rows[0].tokens) > 1)
             for row, token in zip(rows, tokens, strict=True):
                 assert token is not None
                 row.sequence.tokens.append(token)

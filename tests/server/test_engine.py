@@ -129,6 +129,10 @@ def tokens_of(messages: Sequence[FromWorker], sequence_id: str = "s") -> list[in
     return [delta.token_id for delta in deltas]
 
 
+def done_of(messages: Sequence[FromWorker], sequence_id: str) -> SequenceDone:
+    return next(m for m in messages if isinstance(m, SequenceDone) and m.sequence_id == sequence_id)
+
+
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> DeltaNet:
     return load_model(tiny_checkpoint)
@@ -504,6 +508,73 @@ def test_a_broken_row_ends_its_own_request_only(
         assert (failed.request_id, failed.code) == ("bad", code)
         setattr(faulty, switch, False)
     assert rig.engine.slots.table.num_used == 0
+
+
+class ShakyModel(DeltaNet):
+    """A model whose steps in place break off, once they have spoilt the slots."""
+
+    num_breaks = 0
+    """How many of the coming steps break."""
+    fatal: int | None = None
+    """A token that nothing may read."""
+
+    def forward(self, tokens_BT: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.fatal is not None and bool((tokens_BT == self.fatal).any()):
+            raise RuntimeError("a kernel broke")
+        return super().forward(tokens_BT, *args, **kwargs)
+
+    def step_(self, tokens_B: Tensor, *args: Any, **kwargs: Any) -> Any:
+        hidden_BD = super().step_(tokens_B, *args, **kwargs)
+        if self.num_breaks or (self.fatal is not None and bool((tokens_B == self.fatal).any())):
+            self.num_breaks = max(self.num_breaks - 1, 0)
+            raise torch.OutOfMemoryError("no memory left")
+        return hidden_BD
+
+
+@pytest.fixture
+def shaky(model: DeltaNet) -> ShakyModel:
+    copy = ShakyModel(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval().requires_grad_(False)
+
+
+def test_slots_that_a_broken_step_spoilt_are_read_again(
+    make_rig: Callable[..., Rig], shaky: ShakyModel
+) -> None:
+    rig = make_rig(shaky, step_tokens=8)
+    rig.study("a", TEXTS[0], **REFINE)
+    asked = {"x": ("a", 0.9), "y": (None, 0.0)}
+
+    def ask_both() -> None:
+        for name, (adapter_id, temperature) in asked.items():
+            rig.ask(name, adapter_id, temperature=temperature, max_tokens=20)
+
+    ask_both()
+    said = rig.run()
+    expected = {name: tokens_of(said, name) for name in asked}
+    used = {name: done_of(said, name).usage for name in asked}
+    ask_both()
+    for num_steps in (6, 2, 9):
+        for _ in range(num_steps):
+            rig.step()
+        shaky.num_breaks = 1
+    said = rig.run()
+    assert {name: tokens_of(said, name) for name in asked} == expected
+    assert {name: done_of(said, name).usage for name in asked} == used
+    # one that breaks each time ends by itself; another's end is as it was
+    shaky.fatal = next(token for token in expected["x"][:-1] if token not in expected["y"])
+    ask_both()
+    said = rig.run()
+    assert one(said, RequestFailed).request_id == "x"
+    assert tokens_of(said, "y") == expected["y"]
+    shaky.fatal, shaky.num_breaks = None, 10**6
+    ask_both()
+    ends = [message for message in rig.run() if isinstance(message, RequestFailed)]
+    assert {(end.request_id, end.code) for end in ends} == {
+        ("x", "out_of_memory"),
+        ("y", "out_of_memory"),
+    }
+    assert all(not tensor.any() for tensor in rig.engine.slots._states.tensors())
 
 
 def test_running_out_of_memory_halves_the_segment_once(
