@@ -71,6 +71,8 @@ class Completed:
     usage: dict[str, int] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     """The event of every step so far."""
+    branches: list[dict[str, Any]] = field(default_factory=list)
+    """What the steps so far tried, as far as it is kept."""
 
 
 class Progress:
@@ -161,6 +163,7 @@ class Progress:
             "since_best": completed.since_best,
             "usage": completed.usage,
             "events": completed.events,
+            "branches": completed.branches,
         }
         self._write(self._folder.steps, tensors, manifest, identity)
 
@@ -218,6 +221,7 @@ def _read_completed(
         since_best=manifest["since_best"],
         usage=manifest["usage"],
         events=manifest["events"],
+        branches=manifest["branches"],
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from imprint.adapters.reading import Work
 
 R = TypeVar("R")
@@ -24,6 +26,10 @@ class Quantum:
     event: dict[str, Any] | None = None
     resumed: list[dict[str, Any]] | None = None
     """Set on the first quantum of a study that goes on after `step` steps: their events."""
+    entropy_T: Tensor | None = None
+    """Set once, when the document has been read: entropy in nats after each token, on the host."""
+    branches: list[dict[str, Any]] | None = None
+    """What the step of `event`, or the steps of `resumed`, tried: see `branch_record.py`."""
 
 
 @dataclass(slots=True, kw_only=True)

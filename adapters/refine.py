@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
+from imprint.adapters.branch_record import record_branches
 from imprint.adapters.branches import query_step
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.delta import init_delta, make_optimizer
@@ -62,6 +63,7 @@ class Refiner:
         self._sha256 = tokens_sha256(self.tokens_T)
         self._progress = progress
         self._events: list[dict[str, Any]] = []
+        self._branches: list[dict[str, Any]] = []
         self._best: Candidate | None = None
         self._since_best = 0
 
@@ -75,6 +77,10 @@ class Refiner:
             reading = yield from self._take_up(begun, completed)
         assert reading.entropy_T is not None
         entropy_T = reading.entropy_T.float().cpu()
+        if begun is None:
+            yield Quantum(
+                phase="select", num_tokens=0, steps=self.config.steps, entropy_T=entropy_T
+            )
         places_P, excluded_T = probe_places(entropy_T, self.config, seed=self.seed)
         room = select_positions(
             entropy_T, self.config, seed=self.seed, step=0, excluded_T=excluded_T
@@ -128,10 +134,17 @@ class Refiner:
         """Tell how far the study was, and have its reading again: what it cost is counted once."""
         self.usage = Usage(**(completed.usage or begun.usage))
         self._events = list(completed.events)
+        self._branches = list(completed.branches)
         self._since_best = completed.since_best
         steps = self.config.steps
         yield Quantum(
-            phase="resume", num_tokens=0, step=completed.step, steps=steps, resumed=self._events[:]
+            phase="resume",
+            num_tokens=0,
+            step=completed.step,
+            steps=steps,
+            resumed=self._events[:],
+            entropy_T=begun.entropy_T,
+            branches=self._branches[:],
         )
         device = self.model.device
         end = BranchStart(begun.end.hidden_ND.to(device), begun.end.state.to(device))
@@ -167,6 +180,7 @@ class Refiner:
                 since_best=self._since_best,
                 usage=self.usage.to_dict(),
                 events=self._events,
+                branches=self._branches,
             )
             own_state = self.config.scope == "lora"
             self._progress.step(completed, self._identity(), own_state=own_state)
@@ -216,8 +230,12 @@ class Refiner:
             event = self._event(step, result, norm, base)
             step += 1
             self._events.append(event)
+            tried = record_branches(step, result)
+            self._branches += tried
             self._keep_step(step, delta, optimizer)
-            yield Quantum(phase="step", num_tokens=0, step=step, steps=steps, event=event)
+            yield Quantum(
+                phase="step", num_tokens=0, step=step, steps=steps, event=event, branches=tried
+            )
         if config.scope == "lora" and self._since_best < config.patience:
             end = yield from self._read_again(delta)
             self._consider(steps, delta, end, places_P)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ class Tokenizer:
         if not _drop_prefix(parts):
             return self._tokenizer
         return tokenizers.Tokenizer.from_str(json.dumps(parts))
+
+    def token_ends(self, text: str, *, continues: bool = False) -> list[int]:
+        """For each token that `encode` gives, the characters of `text` up to its end; ascending.
+
+        A character of several tokens counts with the first, one of none with the next.
+        """
+        tokenizer = self._continuing if continues else self._tokenizer
+        encoding = tokenizer.encode(_well_formed(text), add_special_tokens=False)
+        ends = list(accumulate((end for _, end in encoding.offsets), max))
+        return [*ends[:-1], len(text)] if ends else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, broken characters become U+FFFD."""

@@ -9,6 +9,10 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+import torch
+from torch import Tensor
+
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.files import ProgressFolder
 from imprint.adapters.progress import Progress
@@ -16,12 +20,15 @@ from imprint.adapters.quantum import Quantum
 from imprint.server import studies
 from imprint.server.messages import (
     Adapt,
+    AdaptationBranches,
     AdaptationDone,
     AdaptationEvent,
     AdaptationFailed,
+    AdaptationRead,
     AdaptationResumed,
     AdaptationStarted,
     Observation,
+    StepBranches,
 )
 from imprint.server.plain import plain
 from imprint.server.scheduler import TooLargeError
@@ -120,6 +127,7 @@ class AdaptationRuns:
         task.step = quantum.step
         if quantum.resumed is not None:
             self._resume(task, quantum, quantum.resumed)
+        self._tell_study(task, quantum)
         now = around.clock()
         around.scheduler.charge(job, quantum.num_tokens, now - began, now)
         task.trace.quantum(quantum.phase, quantum.step, began, now, quantum.num_tokens)
@@ -161,6 +169,22 @@ class AdaptationRuns:
             )
         )
 
+    def _tell_study(self, task: AdaptationTask, quantum: Quantum) -> None:
+        """Pass on what a reader of the study is shown: entropies, then each step's rollouts."""
+        if quantum.entropy_T is not None:
+            self._tell_entropy(task, quantum.entropy_T)
+        if quantum.branches:
+            steps = msgspec.convert(plain({"steps": quantum.branches})["steps"], list[StepBranches])
+            self._around.emit(AdaptationBranches(adaptation_id=task.job.id, steps=steps))
+
+    def _tell_entropy(self, task: AdaptationTask, entropy_T: Tensor) -> None:
+        if task.told_entropy:
+            return
+        task.told_entropy = True
+        half_T = entropy_T.detach().cpu().to(torch.float16)
+        entropies = half_T.numpy().astype("<f2").tobytes()
+        self._around.emit(AdaptationRead(adaptation_id=task.job.id, entropies=entropies))
+
     def _report(self, task: AdaptationTask, phase: str, step: int, steps: int, now: float) -> None:
         fresh = task.reported_phase != (phase, step)
         if now - task.reported_at < PROGRESS_INTERVAL_S and not (fresh and task.reported_at == 0):
@@ -191,6 +215,7 @@ class AdaptationRuns:
         around, id = self._around, task.job.id
         adapter.manifest["model_hash"] = around.model_hash
         around.cache.put(id, adapter)
+        self._tell_entropy(task, adapter.entropy_T)
         refused = task.config is not None and not adapter.adapted
         seconds = around.clock() - (task.started_at or task.job.arrived)
         result = {

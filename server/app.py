@@ -31,6 +31,7 @@ from imprint.server.routes import (
     documents,
     health,
     models,
+    studies,
 )
 from imprint.server.services import Services
 from imprint.server.streams import ClientDisconnectedError
@@ -82,7 +83,7 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
     # The last one added is the first one asked.
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(RequireKey, keys=keys, metrics_need_key=settings.metrics_need_key)
-    for module in (documents, adaptations, answers, completions, models, health):
+    for module in (documents, adaptations, studies, answers, completions, models, health):
         app.include_router(module.router)
     app.add_exception_handler(ImprintError, _imprint_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -11,7 +11,7 @@ from typing import Any
 
 from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import Tokenizer
-from imprint.server import messages
+from imprint.server import messages, study_journal
 from imprint.server.documents import encode_parts
 from imprint.server.journal import Journal
 from imprint.server.journal_thread import JournalThread
@@ -136,6 +136,11 @@ class JobRun:
                     known = {"phase": "adapt", **known}
                 job.progress = {**job.progress, **known}
                 self._enter(job.progress.get("phase"))
+            case messages.AdaptationRead(entropies=entropies):
+                await self._journal(study_journal.add_reading, id, entropies)
+            case messages.AdaptationBranches(steps=steps):
+                for step in steps:
+                    await self._journal(study_journal.add_step, id, step)
             case messages.AdaptationRequeued(attempt=attempt, reason=reason):
                 await self._journal(Journal.requeue, id, reason=reason, attempt=attempt)
                 self._set_running(False)

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +263,9 @@ class Journal:
                 self._add_event(id, "requeued", {"reason": reason})
 
     def add_event(self, id: str, kind: str, data: dict[str, Any]) -> None:
-        """Append an event; an adaptation that is gone is ignored."""
-        with self.transaction():
+        """Append an event, as part of the transaction if there is one; an adaptation that is gone
+        is ignored."""
+        with nullcontext() if self._db.in_transaction else self.transaction():
             self._add_event(id, kind, data)
 
     def _add_event(self, id: str, kind: str, data: dict[str, Any]) -> None:
@@ -342,6 +343,11 @@ class Journal:
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _drop_unused_text(self, id: str) -> None:
+        self._db.execute(  # what was kept of its study goes with the text
+            "DELETE FROM studies WHERE adaptation IN (SELECT number FROM adaptations WHERE id=?"
+            " AND status NOT IN ('queued','running','succeeded','rejected'))",
+            (id,),
+        )
         row = self._db.execute("SELECT sha256 FROM adaptations WHERE id=?", (id,)).fetchone()
         if row is not None:
             self.drop_unused_text(row["sha256"])

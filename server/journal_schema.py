@@ -86,4 +86,19 @@ CREATE TABLE document_versions (
 CREATE INDEX by_text ON document_versions(sha256);
 """
 
-MIGRATIONS: Final = (_FORMAT_1, _FORMAT_2)
+# What is shown of studies. Entropies: float16 a token; ends: uint32 a token, once asked for.
+_FORMAT_3: Final = """
+CREATE TABLE studies (
+    adaptation INTEGER PRIMARY KEY REFERENCES adaptations(number) ON DELETE CASCADE,
+    entropies BLOB NOT NULL,
+    ends BLOB
+) STRICT;
+CREATE TABLE study_steps (
+    adaptation INTEGER NOT NULL REFERENCES studies(adaptation) ON DELETE CASCADE,
+    step INTEGER NOT NULL,
+    data TEXT NOT NULL,
+    PRIMARY KEY (adaptation, step)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: Final = (_FORMAT_1, _FORMAT_2, _FORMAT_3)

@@ -142,6 +142,35 @@ class AdaptationEvent(Message, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
+class AdaptationRead(Message, frozen=True, kw_only=True):
+    """The document has been read. Said once a process, and before any step is."""
+
+    adaptation_id: str
+    entropies: bytes
+    """A little-endian float16 a token: entropy in nats of what follows it."""
+
+
+class StepBranches(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step tried, as far as it is kept: see `imprint.adapters.branch_record`."""
+
+    step: int
+    num_positions: int
+    positions: list[int]
+    rollouts: list[list[list[int]]]
+    rewards: list[list[float | None]]
+
+
+class AdaptationBranches(Message, frozen=True, kw_only=True):
+    """Rollouts of one step, before its event; or, after `AdaptationResumed`, of all steps so far.
+
+    These token ids are close to the document's text: they are kept where the text is kept, and
+    never logged, counted or made an event.
+    """
+
+    adaptation_id: str
+    steps: list[StepBranches]
+
+
 class AdaptationDone(Message, frozen=True, kw_only=True):
     """`status` is "succeeded", "rejected" (studied, and the gate refused) or "cancelled"."""
 
@@ -325,6 +354,8 @@ AdaptationMessage = (
     AdaptationStarted
     | AdaptationResumed
     | AdaptationEvent
+    | AdaptationRead
+    | AdaptationBranches
     | AdaptationDone
     | AdaptationFailed
     | AdaptationRequeued

@@ -19,6 +19,7 @@ from imprint.server.messages import Observation
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
 from imprint.server.retention import Retention
+from imprint.server.study_view import StudyView
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Services:
     intake: Intake
     answers: Answers
     events: EventFeed
+    studies: StudyView
 
     @classmethod
     async def start(cls, settings: Settings, pool: Pool, metrics: Metrics) -> "Services":
@@ -74,6 +76,7 @@ class Services:
             intake=intake,
             answers=Answers(settings, jobs, retention, intake, pool, tokenizer, metrics),
             events=EventFeed(journal, jobs, max_streams=settings.max_event_streams),
+            studies=StudyView(journal, tokenizer),
         )
 
     async def close(self) -> None:

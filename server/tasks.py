@@ -78,6 +78,8 @@ class AdaptationTask:
     """Whether it has begun again with half the segment, after it ran out of memory."""
     reported_phase: tuple[str, int] | None = None
     reported_at: float = 0.0
+    told_entropy: bool = False
+    """Whether `AdaptationRead` has been said."""
 
 
 @dataclass(slots=True, kw_only=True)

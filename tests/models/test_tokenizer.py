@@ -194,3 +194,15 @@ def test_tokenizer_needs_no_torch(tiny_checkpoint: Path) -> None:
         "load_tokenizer(sys.argv[1]).encode('x'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tiny_checkpoint)], check=True, timeout=60)
+
+
+def test_tokens_end_where_their_text_ends(tiny_checkpoint: Path) -> None:
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    text = " aé漢\r\n<b>🙂\u202e"
+    ends = tokenizer.token_ends(text)
+    assert len(ends) == len(tokenizer.encode(text))
+    assert ends == sorted(ends)
+    assert ends[-1] == len(text)
+    assert set(ends) == set(range(1, len(text) + 1))  # bytes: each character has its own token
+    assert tokenizer.token_ends("") == []
+    assert len(tokenizer.token_ends("a\ud800b")) == len(tokenizer.encode("a\ud800b"))

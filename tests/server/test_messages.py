@@ -20,6 +20,15 @@ FROM_WORKER: list[m.FromWorker] = [
     m.AdaptationStarted(adaptation_id="a", attempt=1),
     m.AdaptationResumed(adaptation_id="a", step=1, steps=4, events=[{"step": 1}]),
     m.AdaptationEvent(adaptation_id="a", kind="step", data={"reward_mean": 0.5}),
+    m.AdaptationRead(adaptation_id="a", entropies=b"\x00\x3c"),
+    m.AdaptationBranches(
+        adaptation_id="a",
+        steps=[
+            m.StepBranches(
+                step=1, num_positions=9, positions=[4], rollouts=[[[1, 2]]], rewards=[[None]]
+            )
+        ],
+    ),
     m.AdaptationDone(adaptation_id="a", status="rejected", result={"alpha": None}, nbytes=5),
     m.AdaptationFailed(adaptation_id="a", code="non_finite", message="it broke"),
     m.AdaptationRequeued(adaptation_id="a", attempt=2, reason="killed"),

@@ -24,9 +24,11 @@ from imprint.server.config import Settings
 from imprint.server.engine import Engine
 from imprint.server.messages import (
     Adapt,
+    AdaptationBranches,
     AdaptationDone,
     AdaptationEvent,
     AdaptationFailed,
+    AdaptationRead,
     AdaptationResumed,
     AdaptationStarted,
     Cancel,
@@ -84,6 +86,10 @@ class Worker:
         return [value.labels["outcome"] for value in values if value.name == name]
 
 
+def branches_of(said: list[FromWorker]) -> list[messages.StepBranches]:
+    return [step for m in said if isinstance(m, AdaptationBranches) for step in m.steps]
+
+
 def steps_of(said: list[FromWorker]) -> list[int]:
     events = [m for m in said if isinstance(m, AdaptationEvent) and m.kind == "step"]
     return [event.data["step"] for event in events]
@@ -125,6 +131,10 @@ def test_another_worker_goes_on_after_the_last_step(
         AdaptationResumed(adaptation_id="a", step=2, steps=4, events=events[:2]),
     ]
     assert steps_of(said) == [3, 4]
+    assert branches_of(said) == branches_of(whole.sent)  # those of all steps, told again
+    assert [m for m in said if isinstance(m, AdaptationRead)] == [
+        m for m in whole.sent if isinstance(m, AdaptationRead)
+    ]
     assert second.content() == whole.content()
     assert second.checkpoints() == ["resumed", "written", "written"]
     # it is the API process that deletes it, once the outcome is written down

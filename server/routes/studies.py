@@ -1,0 +1,38 @@
+"""`/v1/adaptations/{id}/study`: how a document was studied, for its owner. Holds document text."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from imprint.server.auth import Owner
+from imprint.server.services import FromApp
+
+router = APIRouter(prefix="/v1/adaptations/{id}/study")
+
+After = Annotated[int, Query(ge=0, le=2**31)]
+
+
+@router.get("")
+async def steps(
+    id: str,
+    owner: Owner,
+    services: FromApp,
+    after: After = 0,
+    limit: Annotated[int, Query(ge=1, le=64)] = 16,
+) -> dict[str, Any]:
+    """What the steps behind step `after` tried: positions, with cue, truth, rollouts, rewards."""
+    row = await services.jobs.get(id, owner)
+    return await services.studies.steps(row, after=after, limit=limit)
+
+
+@router.get("/tokens")
+async def tokens(
+    id: str,
+    owner: Owner,
+    services: FromApp,
+    after: After = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 2000,
+) -> dict[str, Any]:
+    """The document behind token `after`, token by token, with the entropy in nats before each."""
+    row = await services.jobs.get(id, owner)
+    return await services.studies.tokens(row, after=after, limit=limit)
