@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -64,7 +65,7 @@ class Answers:
         """
         deadline = time.monotonic() + self._timeout_s(body.timeout_s)
         with self._intake.request("answer"):
-            work = await self._answer_work(body)
+            work = await self._answer_work(body, owner)
             for attempt in (1, 2):
                 try:
                     async with aclosing(self._answer_once(body, work, owner, deadline)) as events:
@@ -77,10 +78,10 @@ class Answers:
                     if attempt == 2:
                         raise error.reason from None
 
-    async def _answer_work(self, body: CreateAnswers) -> Generate:
+    async def _answer_work(self, body: CreateAnswers, owner: str) -> Generate:
         texts = [self._tokenizer.format_question(question) for question in body.questions]
         prompts = await self._intake.prompts(
-            texts, param="questions", seed=body.seed, continues=True
+            texts, owner, param="questions", seed=body.seed, continues=True
         )
         return Generate(
             request_id=f"ans_{secrets.token_hex(12)}",
@@ -137,7 +138,8 @@ class Answers:
         self, body: CreateAnswers, row: AdaptationRow, work: Generate, deadline: float
     ) -> AsyncGenerator[dict[str, Any], None]:
         work = _aimed(work, row.id, deadline)
-        generation = Generation(self._pool, self._metrics, work, kind="answer", strip=True)
+        spend = partial(self._intake.limits.spend_tokens, row.owner)
+        generation = Generation(self._pool, self._metrics, work, spend, kind="answer", strip=True)
         answers: dict[int, dict[str, Any]] = {}
         usages: list[dict[str, Any]] = []
         try:
@@ -176,7 +178,7 @@ class Answers:
             adapter = await self._intake.model_adapter(body.model, owner)
             seed = secrets.randbits(62) if body.seed is None else body.seed
             prompts = await self._intake.prompts(
-                body.prompts, param="prompt", seed=seed, continues=adapter is not None
+                body.prompts, owner, param="prompt", seed=seed, continues=adapter is not None
             )
             work = Generate(
                 request_id=request_id,
@@ -188,7 +190,10 @@ class Answers:
             )
             work = _aimed(work, adapter, deadline)
             yield Accepted()
-            generation = Generation(self._pool, self._metrics, work, kind="completion", strip=False)
+            spend = partial(self._intake.limits.spend_tokens, owner)
+            generation = Generation(
+                self._pool, self._metrics, work, spend, kind="completion", strip=False
+            )
             try:
                 async with aclosing(generation.run()) as events:
                     async for event in events:

@@ -21,8 +21,10 @@ from imprint.server.errors import (
     error_body,
     validation_error,
 )
+from imprint.server.keys import KeyRing
+from imprint.server.limits import Limits
 from imprint.server.metrics import Metrics
-from imprint.server.middleware import CLIENT_CLOSED_REQUEST, BodyLimit, RequestRecord
+from imprint.server.middleware import CLIENT_CLOSED_REQUEST, BodyLimit, HeadLimit, RequestRecord
 from imprint.server.pool_interface import Pool
 from imprint.server.routes import (
     adaptations,
@@ -33,6 +35,7 @@ from imprint.server.routes import (
     models,
     studies,
 )
+from imprint.server.security import CrossOrigin, OwnPagesOnly, SecurityHeaders
 from imprint.server.services import Services
 from imprint.server.streams import ClientDisconnectedError
 from imprint.server.tracing import NO_SPAN, Tracer, use_span
@@ -47,7 +50,8 @@ class _App(FastAPI):
     tracer: Tracer | None
 
     def build_middleware_stack(self) -> ASGIApp:
-        return RequestRecord(super().build_middleware_stack(), self.metrics, self.tracer)
+        guarded = SecurityHeaders(super().build_middleware_stack())
+        return RequestRecord(guarded, self.metrics, self.tracer)
 
 
 def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> FastAPI:
@@ -58,13 +62,18 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
     """
     keys = settings.key_ring()
     metrics = Metrics()
+    limits = Limits(
+        metrics,
+        requests_per_minute=settings.requests_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if tracer is not None:
             pool.on_span = tracer.record
         with use_span(NO_SPAN if tracer is None else tracer.roots()):
-            services = await Services.start(settings, pool, metrics)
+            services = await Services.start(settings, pool, metrics, limits)
         app.state.services = services
         try:
             yield
@@ -80,9 +89,7 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
         redoc_url=None,
     )
     app.metrics, app.tracer = metrics, tracer
-    # The last one added is the first one asked.
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(RequireKey, keys=keys, metrics_need_key=settings.metrics_need_key)
+    _add_guards(app, settings, keys, limits)
     for module in (documents, adaptations, studies, answers, completions, models, health):
         app.include_router(module.router)
     app.add_exception_handler(ImprintError, _imprint_error)
@@ -92,6 +99,28 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
     app.add_exception_handler(sqlite3.OperationalError, _journal_error)
     app.add_exception_handler(Exception, _crash)
     return app
+
+
+def _add_guards(app: FastAPI, settings: Settings, keys: KeyRing, limits: Limits) -> None:
+    """What a request passes before a route. The last one added is the first one asked."""
+    app.add_middleware(
+        BodyLimit,
+        max_body_bytes=settings.max_body_bytes,
+        upload_timeout_s=settings.upload_timeout_s,
+    )
+    app.add_middleware(
+        RequireKey, keys=keys, limits=limits, metrics_need_key=settings.metrics_need_key
+    )
+    if not keys:
+        app.add_middleware(
+            OwnPagesOnly,
+            origins=settings.cors_origins,
+            host=settings.host,
+            any_host=settings.allow_keyless,
+        )
+    if settings.cors_origins:
+        app.add_middleware(CrossOrigin, origins=settings.cors_origins)
+    app.add_middleware(HeadLimit, max_head_bytes=settings.max_head_bytes)
 
 
 async def _imprint_error(_: Request, error: Exception) -> Response:

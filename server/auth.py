@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from imprint.server.errors import ImprintError, UnauthorizedError
 from imprint.server.keys import LOCAL_OWNER, KeyRing
+from imprint.server.limits import Limits
 
 METRICS_PATH = "/metrics"
 OPEN_PATHS = frozenset(
@@ -24,11 +25,15 @@ OPEN_FOLDERS = ("/static/",)
 
 
 class RequireKey:
-    """Refuses a request without a known key; sets `state.owner` to whose request it is."""
+    """Refuses a request without a known key, and one too many; sets `state.owner` to whose
+    request it is."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, *, metrics_need_key: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, limits: Limits, *, metrics_need_key: bool
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._limits = limits
         self._open = OPEN_PATHS - ({METRICS_PATH} if metrics_need_key else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,10 +47,13 @@ class RequireKey:
         await self._app(scope, receive, send)
 
     def _owner(self, scope: Scope) -> str:
-        if not self._keys:
-            return LOCAL_OWNER
         if scope["path"] in self._open or scope["path"].startswith(OPEN_FOLDERS):
             return ""  # owns nothing
+        owner = self._key_owner(scope) if self._keys else LOCAL_OWNER
+        self._limits.admit_request(owner)
+        return owner
+
+    def _key_owner(self, scope: Scope) -> str:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise UnauthorizedError("no API key; send it as Authorization: Bearer KEY")

@@ -4,6 +4,7 @@ Reads the environment and nothing else; imports no torch. The order is: flag, va
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from imprint.server.worker_config import PoolConfig, WorkerConfig
 ENV_PREFIX = "IMPRINT_"
 SECRETS = frozenset({"api_keys"})
 """Settings whose values are never shown."""
+_ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
 BUNDLED_MODEL = Path(__file__).resolve().parents[1] / "models" / "pretrained" / "imprint-tiny"
 
 
@@ -66,6 +68,9 @@ class Settings(BaseSettings):
     """Listen beyond the loopback without keys: something else keeps strangers out."""
     metrics_need_key: bool = False
     """Ask for a key at /metrics too."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins, such as https://example.org, whose pages may ask; with commas between. None may by
+    default."""
 
     device: str = "cpu"
     """Device of the worker, as torch names it."""
@@ -81,6 +86,14 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     """Longest request body; a longer one is refused with 413 before it is read whole."""
+    max_head_bytes: int = Field(default=16 * 2**10, ge=1024)
+    """Longest head of a request, its target and headers; a longer one is refused with 431."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Open connections; one more is refused with 503 `queue_full`."""
+    requests_per_minute: int = Field(default=0, ge=0)
+    """Requests a minute of each key's name, of all together without keys; 0 means no limit."""
+    tokens_per_minute: int = Field(default=0, ge=0)
+    """Tokens a minute of each key's name, in documents, prompts and completions; 0: no limit."""
     max_document_tokens: int = Field(default=2**20, ge=1)
     """Longest document, and longest prompt."""
     max_questions: int = Field(default=64, ge=1)
@@ -108,6 +121,10 @@ class Settings(BaseSettings):
     """How long failed, cancelled and expired adaptations are remembered."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
     """On SIGTERM, how long running answers may take to finish."""
+    head_timeout_s: float = Field(default=10.0, gt=0)
+    """How long the head of a request may take to arrive."""
+    upload_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a body may take to arrive, and a second longer for each 16 KiB of it."""
     keep_alive_s: float = Field(default=15.0, gt=0)
     """Silence after which an SSE stream sends a comment, so that proxies keep it open."""
     write_timeout_s: float = Field(default=60.0, gt=0)
@@ -147,6 +164,21 @@ class Settings(BaseSettings):
     @classmethod
     def _read_keys(cls, value: object) -> object:
         return (KeyRing.parse(value) or None) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _read_origins(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("an origin is http:// or https://, a name, and maybe a port")
+        return value
 
     def key_ring(self) -> KeyRing:
         """Every key there is, the file's included. Raises KeysError for a file that has none."""

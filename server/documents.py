@@ -14,6 +14,7 @@ from imprint.server.config import Settings
 from imprint.server.document_records import DocumentRow, NewDocument
 from imprint.server.errors import InvalidRequestError, NotFoundError, TooLargeError, clip
 from imprint.server.journal_thread import JournalThread
+from imprint.server.limits import Limits
 
 
 def encode_parts(tokenizer: Tokenizer, parts: list[str]) -> list[int]:
@@ -27,10 +28,13 @@ def encode_parts(tokenizer: Tokenizer, parts: list[str]) -> list[int]:
 class Documents:
     """The documents of this server."""
 
-    def __init__(self, settings: Settings, journal: JournalThread, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, settings: Settings, journal: JournalThread, tokenizer: Tokenizer, limits: Limits
+    ) -> None:
         self._settings = settings
         self._journal = journal
         self._tokenizer = tokenizer
+        self._limits = limits
 
     async def create(
         self,
@@ -45,6 +49,7 @@ class Documents:
     ) -> DocumentRow:
         """Store a document; raises TooLargeError, and InvalidRequestError for an empty one."""
         tokens = await self.encode([text], param="text")
+        self._limits.admit_tokens(owner, len(tokens))
         new = NewDocument(
             id=f"doc_{secrets.token_hex(12)}",
             owner=owner,

@@ -32,10 +32,13 @@ WORKER_STATUS = {
 STATUS_CODES = {
     400: "invalid_request",
     401: "invalid_api_key",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
+    431: "headers_too_large",
     503: "unavailable",
 }
 
@@ -89,6 +92,20 @@ class UnauthorizedError(ImprintError):
     def headers(self) -> dict[str, str]:
         """Names the scheme that is asked for."""
         return {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(ImprintError):
+    """The request comes from where it may not come from."""
+
+    status = 403
+    code = "forbidden"
+
+
+class RateLimitedError(ImprintError):
+    """The owner asks for more than its share."""
+
+    status = 429
+    code = "rate_limit_exceeded"
 
 
 class NotFoundError(ImprintError):

@@ -5,7 +5,7 @@ Knows messages and strings; knows nothing of documents, journals or HTTP.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -80,11 +80,20 @@ class Generation:
     """Runs one `Generate` message."""
 
     def __init__(
-        self, pool: Pool, metrics: Metrics, work: messages.Generate, *, kind: str, strip: bool
+        self,
+        pool: Pool,
+        metrics: Metrics,
+        work: messages.Generate,
+        spend: Callable[[int], None],
+        *,
+        kind: str,
+        strip: bool,
     ) -> None:
+        """`spend` is told the number of tokens made, also of a request that was given up."""
         self._pool = pool
         self._metrics = metrics
         self._work = work
+        self._spend = spend
         self._kind = kind
         self._strip = strip
         self._texts: dict[str, GrowingText] = {}
@@ -140,6 +149,7 @@ class Generation:
         finally:
             gauge.dec()
             span.end()
+            self._spend(sum(text.num_tokens for text in self._texts.values()))
 
     async def _next(self, stream: AsyncGenerator[messages.WorkMessage, None]) -> object:
         deadline = None

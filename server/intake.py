@@ -21,6 +21,7 @@ from imprint.server.errors import (
     clip,
 )
 from imprint.server.jobs import Jobs
+from imprint.server.limits import Limits
 from imprint.server.messages import Prompt
 from imprint.server.metrics import Metrics
 from imprint.server.records import READY, AdaptationRow, NewAdaptation, StoredText
@@ -37,12 +38,14 @@ class Intake:
         documents: Documents,
         tokenizer: Tokenizer,
         metrics: Metrics,
+        limits: Limits,
     ) -> None:
         self._settings = settings
         self._jobs = jobs
         self._documents = documents
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self.limits = limits
         self.num_requests = 0
 
     @contextmanager
@@ -71,6 +74,7 @@ class Intake:
         self._check_model(body.model)
         method = parse_method(body.method, preset=self._settings.default_preset)
         text, tokens = await self._document(body, owner)
+        self.limits.admit_tokens(owner, len(tokens))
         limit_s = self._settings.adaptation_timeout_s
         new = NewAdaptation(
             id=f"adp_{secrets.token_hex(12)}",
@@ -147,7 +151,7 @@ class Intake:
             )
 
     async def prompts(
-        self, texts: list[str], *, param: str, seed: int, continues: bool
+        self, texts: list[str], owner: str, *, param: str, seed: int, continues: bool
     ) -> list[Prompt]:
         """One prompt per text, each with its own random stream; whether a document is before it."""
         limit = self._settings.max_questions
@@ -164,6 +168,7 @@ class Intake:
                     code="context_length_exceeded",
                     param=f"{param}.{index}",
                 )
+        self.limits.admit_tokens(owner, sum(map(len, batch)))
         return [
             Prompt(sequence_id=str(index), tokens=tokens, seed=(seed + index) % (MAX_SEED + 1))
             for index, tokens in enumerate(batch)

@@ -3,6 +3,7 @@
 `BaseHTTPMiddleware` is not used: it hides a client's hang-up from the handlers.
 """
 
+import asyncio
 import logging
 import re
 import secrets
@@ -12,6 +13,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from imprint.server.auth import refuse
+from imprint.server.errors import ImprintError
 from imprint.server.logs import log_context
 from imprint.server.metrics import Metrics
 from imprint.server.tracing import NO_SPAN, Span, Tracer, use_span
@@ -92,25 +95,67 @@ _PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class BodyLimit:
-    """Refuses a body that is too long: by its declared length at once, else as soon as it is."""
+MIN_UPLOAD_BYTES_PER_S = 16 * 2**10
+"""Each that has arrived gives the rest of a body more time."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+
+class HeadLimit:
+    """Refuses a head that is too long, also one that arrived in one piece."""
+
+    def __init__(self, app: ASGIApp, max_head_bytes: int) -> None:
+        self._app = app
+        self._max_head_bytes = max_head_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            target = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+            headers = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+            if target + headers > self._max_head_bytes:
+                message = f"the head of the request is longer than {self._max_head_bytes} bytes"
+                error = ImprintError(message, status=431, code="headers_too_large")
+                await refuse(error, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses a body that is too long: by its declared length at once, else as soon as it is.
+    Refuses one that comes too slowly, and one that is compressed, which nothing here would open."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, upload_timeout_s: float) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._upload_timeout_s = upload_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
-        num_bytes = 0
+        headers = Headers(scope=scope)
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            error = ImprintError(
+                "send the body as it is, without Content-Encoding",
+                status=415,
+                code="unsupported_media_type",
+            )
+            await refuse(error, scope, receive, send)
+            return
+        declared = headers.get("content-length", "0")
+        num_bytes, began_at, complete = 0, time.monotonic(), False
 
         async def receive_bounded() -> Message:
-            nonlocal num_bytes
+            nonlocal num_bytes, complete
+            if complete:
+                return await receive()  # what comes now is the client's end
             if declared.isdigit() and int(declared) > self._max_body_bytes:
                 raise self._error()
-            message = await receive()
+            try:
+                until = self._upload_timeout_s + num_bytes / MIN_UPLOAD_BYTES_PER_S
+                async with asyncio.timeout(began_at + until - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise self._slow_error() from None
+            complete = not message.get("more_body", False)
             if message["type"] == "http.request":
                 num_bytes += len(message.get("body", b""))
                 if num_bytes > self._max_body_bytes:
@@ -122,3 +167,6 @@ class BodyLimit:
     def _error(self) -> HTTPException:
         # Raised inside the app, at its first read: FastAPI passes on this class and no other.
         return HTTPException(413, f"the body is longer than {self._max_body_bytes} bytes")
+
+    def _slow_error(self) -> HTTPException:
+        return HTTPException(408, f"the body did not arrive within {self._upload_timeout_s:g} s")

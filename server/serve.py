@@ -25,12 +25,12 @@ from imprint.server.journal import JournalError
 from imprint.server.keys import KeysError
 from imprint.server.logs import configure_logging
 from imprint.server.pool import Pool
+from imprint.server.protocol import uvicorn_config
 from imprint.server.services import Services
 from imprint.server.tracing import Tracer, TracingError
 
 logger = logging.getLogger(__name__)
 
-LAST_BYTES_S = 2
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -126,19 +126,11 @@ async def _serve(settings: Settings, tracer: Tracer | None) -> int:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family) as listening:
         app = create_app(settings, Pool(settings.pool_config()), tracer)
-        config = uvicorn.Config(
-            app,
-            lifespan="off",  # entered here, so that its errors end the program with a reason
-            log_config=None,
-            access_log=False,
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=LAST_BYTES_S,
-        )
+        # The lifespan is entered here, so that its errors end the program with a reason.
         async with app.router.lifespan_context(app):
             host, port = listening.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             model = settings.served_model_name
             logger.info("Imprint %s serves %s on http://%s:%d", __version__, model, shown, port)
-            await DrainingServer(app, config).serve(sockets=[listening])
+            await DrainingServer(app, uvicorn_config(app, settings)).serve(sockets=[listening])
     return 0

@@ -15,6 +15,7 @@ from imprint.server.event_feed import EventFeed
 from imprint.server.intake import Intake
 from imprint.server.jobs import Jobs
 from imprint.server.journal_thread import JournalThread
+from imprint.server.limits import Limits
 from imprint.server.messages import Observation
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
@@ -41,7 +42,9 @@ class Services:
     studies: StudyView
 
     @classmethod
-    async def start(cls, settings: Settings, pool: Pool, metrics: Metrics) -> "Services":
+    async def start(
+        cls, settings: Settings, pool: Pool, metrics: Metrics, limits: Limits
+    ) -> "Services":
         """Open the journal, start the pool, take up unfinished jobs.
 
         Raises CheckpointError or JournalError before anything runs.
@@ -58,9 +61,9 @@ class Services:
             max_active=settings.max_active_adaptations,
             drain_timeout_s=settings.drain_timeout_s,
         )
-        documents = Documents(settings, journal, tokenizer)
+        documents = Documents(settings, journal, tokenizer, limits)
         retention = Retention(journal, pool, jobs, documents, metrics, history_s=settings.history_s)
-        intake = Intake(settings, jobs, documents, tokenizer, metrics)
+        intake = Intake(settings, jobs, documents, tokenizer, metrics, limits)
         pool.on_observation = _Observer(metrics)
         await pool.start()
         await jobs.start()

@@ -22,6 +22,7 @@ from imprint.server.commands.common import CommandError
 from imprint.server.config import Settings
 from imprint.server.journal import JournalError
 from imprint.server.pool import Pool
+from imprint.server.protocol import uvicorn_config
 
 _POLL_S = 0.05
 _STOP_S = 15.0
@@ -40,7 +41,7 @@ def local_server(settings: Settings, pool: Pool | None = None) -> Iterator[str]:
     load_config(settings.model)  # the worker would say this in its log only
     with socket.create_server(("127.0.0.1", 0)) as listening:
         pool = pool or Pool(settings.pool_config())
-        thread = _ServerThread(create_app(settings, pool), listening)
+        thread = _ServerThread(create_app(settings, pool), settings, listening)
         thread.start()
         try:
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -53,15 +54,12 @@ def local_server(settings: Settings, pool: Pool | None = None) -> Iterator[str]:
 class _ServerThread(threading.Thread):
     """Runs uvicorn and the app's lifespan; `failure` holds what ended it before its time."""
 
-    def __init__(self, app: FastAPI, listening: socket.socket) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, listening: socket.socket) -> None:
         super().__init__(name="imprint-server", daemon=True)
         self.failure: Exception | None = None
         self._app = app
         self._listening = listening
-        config = uvicorn.Config(
-            app, lifespan="off", log_config=None, timeout_graceful_shutdown=2, ws="none"
-        )
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(uvicorn_config(app, settings))
 
     def run(self) -> None:
         """Serve until `stop`, or until the app cannot start."""

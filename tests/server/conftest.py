@@ -1,6 +1,7 @@
 """An in-memory pool, and the app on a real socket in the test's own event loop."""
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import uvicorn
 from imprint.server import messages
 from imprint.server.app import create_app
 from imprint.server.config import Settings
+from imprint.server.protocol import uvicorn_config
 
 Message = messages.AdaptationMessage | messages.RequestMessage
 
@@ -168,20 +170,19 @@ class FakePool:
 @asynccontextmanager
 async def _serve(settings: Settings, pool: FakePool) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(settings, pool)
-    config = uvicorn.Config(
-        app, port=0, log_config=None, ws="none", lifespan="on", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
+    server = uvicorn.Server(uvicorn_config(app, settings, lifespan="on"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started:
         assert not serving.done(), "the server did not start"
         await asyncio.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    port = listening.getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
         client.app = app  # type: ignore[attr-defined]
         yield client
     server.should_exit = True
     await serving
+    listening.close()
 
 
 Serve = Callable[[Settings, FakePool], AbstractAsyncContextManager[httpx.AsyncClient]]

@@ -242,7 +242,7 @@ async def test_a_client_that_stops_reading_is_hung_up_on(
         services = client.app.state.services
         _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port, limit=1024)
         body = json.dumps({**ASK, "stream": True}).encode()
-        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await until(lambda: pool.generates)
         await until(lambda: services.intake.num_requests == 0)

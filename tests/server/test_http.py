@@ -118,8 +118,8 @@ async def test_a_long_body_is_refused_before_it_is_sent(
         port = client.base_url.port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(
-            b"POST /v1/adaptations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: 999999999999\r\n\r\n{"
+            b"POST /v1/adaptations HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 999999999999\r\n\r\n{"
         )
         head = await asyncio.wait_for(reader.readline(), 5)
         assert head.startswith(b"HTTP/1.1 413")

@@ -41,7 +41,7 @@ async def test_one_trace_holds_request_jobs_and_what_the_worker_reports(
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://imprint") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         headers = {"traceparent": TRACEPARENT, "X-Request-Id": "mine-1"}
         reply = await client.post("/v1/answers", json=ANSWER, headers=headers)
