@@ -6,9 +6,12 @@ have written.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
+
+from imprint.adapters import faults
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 SUFFIX = ".safetensors"
@@ -28,8 +31,16 @@ def _being_written(partial: Path) -> bool:
     return True
 
 
+class StoreGoneError(OSError):
+    """The folder is not there: unmounted, say. What it holds is unknown until it is back."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(errno.ENOENT, "the store's folder is not there", str(root))
+
+
 class FileFolder:
-    """One file per id."""
+    """One file per id. Made once, when this begins: a folder that goes away is never made anew,
+    for what was in it may come back."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -44,16 +55,29 @@ class FileFolder:
             raise ValueError(f"adapter id {id!r} must be letters, digits, '_' and '-'")
         return self.root / f"{id}{SUFFIX}"
 
+    def refuse_a_lost_folder(self) -> None:
+        """Raises StoreGoneError where the folder has gone away."""
+        if not self.root.is_dir():
+            raise StoreGoneError(self.root)
+
     def write(self, id: str, blob: bytes, *, durable: bool) -> None:
-        """A crash of this process leaves the old file or the new; `durable`, a power cut too."""
+        """A crash of this process leaves the old file or the new; `durable`, a power cut too.
+
+        Raises OSError where the disk does not take it; the old file is still there then.
+        """
         path = self.path(id)
+        self.refuse_a_lost_folder()
         partial = path.with_suffix(f".{os.getpid()}.partial")
+        half = len(blob) // 2
         try:
             with partial.open("wb") as file:
-                file.write(blob)
+                file.write(memoryview(blob)[:half])
+                faults.at("artefact_write")
+                file.write(memoryview(blob)[half:])
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
+            faults.at("artefact_rename")
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -61,10 +85,14 @@ class FileFolder:
             self._sync()
 
     def delete(self, id: str) -> bool:
-        """Remove; returns whether it was there. The removal is durable when this returns."""
+        """Remove; returns whether it was there. The removal is durable when this returns.
+
+        Raises StoreGoneError where nobody can know.
+        """
         try:
             self.path(id).unlink()
         except FileNotFoundError:
+            self.refuse_a_lost_folder()
             return False
         self._sync()
         return True
@@ -92,6 +120,15 @@ class ProgressFolder:
         root = Path(store) / "progress"
         self.begun = FileFolder(root / "begun")
         self.steps = FileFolder(root / "steps")
+
+    @property
+    def free_bytes(self) -> int:
+        """What the disk would still take; 0 where the folder has gone away."""
+        try:
+            found = os.statvfs(self.steps.root)
+        except FileNotFoundError:
+            return 0
+        return found.f_bavail * found.f_frsize
 
     def delete(self, id: str) -> None:
         """Remove both files; the later one first, for without the other it is worth nothing."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from imprint import __version__
+from imprint.adapters import faults
 from imprint.adapters.errors import CorruptAdapterError
 from imprint.adapters.files import FileFolder, ProgressFolder
 from imprint.adapters.gate import ProbeResult
@@ -149,6 +150,7 @@ class Progress:
         """Keep what there is after a step. `own_state`: the best delta has an end state of its own,
         where the others share that of `begin`."""
         assert completed.delta is not None
+        faults.at("step")
         tensors = {**completed.delta.to_tensors()}
         for index, state in completed.optimizer.items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}

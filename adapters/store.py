@@ -18,8 +18,10 @@ class AdapterStore(FileFolder):
         return len(blob)
 
     def load(self, adapter_id: str) -> Adapter:
-        """Read and verify. Raises KeyError if it is not there, CorruptAdapterError if broken."""
+        """Read and verify. Raises KeyError if it is not there, CorruptAdapterError if broken,
+        StoreGoneError where the whole folder is gone."""
         try:
             return read_adapter_file(str(self.path(adapter_id)))
         except FileNotFoundError:
+            self.refuse_a_lost_folder()
             raise KeyError(adapter_id) from None

@@ -1,7 +1,6 @@
 """The ASGI app: routes, middleware and the one error shape. Knows no processes: a pool is given."""
 
 import logging
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,6 +20,7 @@ from imprint.server.errors import (
     error_body,
     validation_error,
 )
+from imprint.server.journal_file import JournalUnavailableError
 from imprint.server.keys import KeyRing
 from imprint.server.limits import Limits
 from imprint.server.metrics import Metrics
@@ -96,7 +96,7 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(ClientDisconnectedError, _client_gone)
-    app.add_exception_handler(sqlite3.OperationalError, _journal_error)
+    app.add_exception_handler(JournalUnavailableError, _journal_error)
     app.add_exception_handler(Exception, _crash)
     return app
 

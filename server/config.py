@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from imprint.adapters import faults
 from imprint.server.keys import KeyRing
 from imprint.server.worker_config import PoolConfig, WorkerConfig
 
@@ -255,6 +256,6 @@ def options() -> list[Option]:
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     """`IMPRINT_*` variables that set nothing: misspellings, which would pass in silence."""
-    known = {option.env for option in options()}
+    known = {faults.VARIABLE, *(option.env for option in options())}
     names = os.environ if environ is None else environ
     return sorted(name for name in names if name.startswith(ENV_PREFIX) and name not in known)

@@ -118,7 +118,8 @@ def adaptations_of(journal: Journal, row: DocumentRow) -> list[str]:
 
 def mark_document_deleting(journal: Journal, id: str) -> None:
     """From now on it is not found; a restart goes on with the deletion."""
-    journal.db.execute("UPDATE documents SET deleting=1 WHERE id=?", (id,))
+    with journal.transaction() as db:
+        db.execute("UPDATE documents SET deleting=1 WHERE id=?", (id,))
 
 
 def delete_document(journal: Journal, row: DocumentRow) -> None:

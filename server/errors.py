@@ -27,6 +27,7 @@ WORKER_STATUS = {
     "draining": 503,
     "worker_died": 503,
     "out_of_memory": 503,
+    "store_failed": 503,
 }
 
 STATUS_CODES = {

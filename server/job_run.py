@@ -6,8 +6,10 @@ Knows the journal, the pool's messages and the metrics; knows nothing of other j
 import asyncio
 import logging
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
+
+import msgspec
 
 from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import Tokenizer
@@ -23,6 +25,10 @@ from imprint.server.tracing import current_span
 
 logger = logging.getLogger(__name__)
 
+STORE_FAILED = "store_failed"
+STATES_OF_ROOM = 8
+"""What the disk must have free before a job whose adapter it did not take is tried again."""
+FIRST_STORE_WAIT_S, LAST_STORE_WAIT_S = 1.0, 30.0
 PROGRESS_FIELDS = ("phase", "step", "steps", "num_tokens")
 
 
@@ -33,7 +39,7 @@ class ActiveJob:
         self.row = row
         """As it was when the job was made; the journal knows better."""
         self.running = False
-        self.cancelled = False
+        self.cancelled = asyncio.Event()
         self.num_waiters = 0
         self.progress: dict[str, Any] = {}
         self.done = asyncio.Event()
@@ -62,7 +68,7 @@ class JobRun:
     ) -> None:
         self._job = job
         self._row = job.row
-        self._journal = journal
+        self._journal = journal.persist  # a job outlives a full disk
         self._pool = pool
         self._metrics = metrics
         self._progress = progress
@@ -95,7 +101,7 @@ class JobRun:
         if tokens is None:
             parts = await self._journal(Journal.parts, row.id)
             tokens = await asyncio.to_thread(encode_parts, tokenizer, parts)
-        if self._job.cancelled:
+        if self._job.cancelled.is_set():
             await self._end("cancelled")
             return
         work = messages.Adapt(
@@ -109,13 +115,48 @@ class JobRun:
             http_request=current_request_id(),
             traceparent=self._span.traceparent,
         )
+        deadline = None if row.timeout_s is None else time.monotonic() + row.timeout_s
+        wait_s = FIRST_STORE_WAIT_S
+        while await self._attempt(work):
+            if not await self._wait_for_store(wait_s):
+                await self._end("cancelled")
+                return
+            wait_s = min(2 * wait_s, LAST_STORE_WAIT_S)
+            if deadline is not None:
+                left_s = max(deadline - time.monotonic(), 0.0)
+                work = msgspec.structs.replace(work, timeout_s=left_s)
+
+    async def _attempt(self, work: messages.Adapt) -> bool:
+        """Follow one attempt; True where it failed because the store takes nothing."""
         async with aclosing(self._pool.submit(work)) as stream:
             async for message in stream:
+                if _store_failed(message) and await self._is_pinned():
+                    return True
                 ended = await self._take(message)
                 self._job.notify()
                 if ended:
-                    return
+                    return False
         raise RuntimeError("the pool ended an adaptation's messages before its outcome")
+
+    async def _is_pinned(self) -> bool:
+        """Whether somebody asked for the job by name; else a client waits, who hears of it now."""
+        row = await self._journal(Journal.get, self._row.id)
+        return row is not None and row.pinned
+
+    async def _wait_for_store(self, wait_s: float) -> bool:
+        """Queue the job again, for when the disk takes what it leaves. False: it was cancelled."""
+        id, info = self._row.id, self._pool.info
+        needed = STATES_OF_ROOM * (0 if info is None else info.state_bytes)
+        await self._journal(Journal.requeue, id, reason=STORE_FAILED)
+        self._set_running(False)
+        self._job.progress = {}
+        self._job.notify()
+        while not self._job.cancelled.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._job.cancelled.wait(), wait_s)
+            if await asyncio.to_thread(lambda: self._progress.free_bytes) > needed:
+                break
+        return not self._job.cancelled.is_set()
 
     async def _take(self, message: object) -> bool:
         """Write down one message; True when it was the last."""
@@ -215,3 +256,7 @@ class JobRun:
             await asyncio.to_thread(self._progress.delete, self._row.id)
         except OSError as error:  # the next start tries again
             logger.warning("the checkpoint of %s is not deleted: %s", self._row.id, error)
+
+
+def _store_failed(message: messages.WorkMessage) -> bool:
+    return isinstance(message, messages.AdaptationFailed) and message.code == STORE_FAILED

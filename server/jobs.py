@@ -5,6 +5,7 @@ truth; memory holds only what wakes those who wait.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -22,10 +23,13 @@ from imprint.server.errors import (
 )
 from imprint.server.job_run import ActiveJob, JobRun
 from imprint.server.journal import DocumentGoneError, Journal, JournalFullError
+from imprint.server.journal_file import JournalUnavailableError
 from imprint.server.journal_thread import JournalThread
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
 from imprint.server.records import AdaptationRow, NewAdaptation
+
+logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5
 CANCEL_WAIT_S = 10.0
@@ -114,7 +118,10 @@ class Jobs:
         running = [id for id, job in self._active.items() if job.running]
         await self._background.close()
         for id in running:
-            await self.journal(Journal.requeue, id, reason="server_stopped")
+            try:
+                await self.journal(Journal.requeue, id, reason="server_stopped")
+            except JournalUnavailableError as error:  # the next start takes it up all the same
+                logger.error("%s is not written down as stopped: %s", id, error)
 
     # ---- creating
 
@@ -245,12 +252,12 @@ class Jobs:
     async def _request_cancel(self, id: str) -> None:
         await self.journal(Journal.request_cancel, id)
         if (job := self._active.get(id)) is not None:
-            job.cancelled = True
+            job.cancelled.set()
             await self._pool.cancel(id)
 
     async def stop(self, id: str) -> None:
         """Return when nothing runs this job any more."""
         if (job := self._active.get(id)) is not None:
-            job.cancelled = True
+            job.cancelled.set()
             await self._pool.cancel(id)
             await job.done.wait()

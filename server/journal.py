@@ -1,21 +1,17 @@
 """What the server has promised, in SQLite: documents, adaptations, events. Knows no jobs, no HTTP.
 
 Synchronous and single-threaded on purpose. The service calls it in one thread of its own, never on
-the event loop: a commit waits for the disk (`synchronous=FULL`, since a 202 must survive a power
-cut and in WAL mode NORMAL may lose the last commits), and a large document takes a while to write;
-meanwhile answers stream on. One thread also means one order of transactions and no contention.
+the event loop: a commit waits for the disk, and a large document takes a while to write; meanwhile
+answers stream on. One thread also means one order of transactions and no contention.
 """
 
 import hashlib
 import json
-import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
-from imprint.server.journal_schema import MIGRATIONS
+from imprint.server.journal_file import JournalFile
 from imprint.server.records import (
     ACTIVE,
     TERMINAL,
@@ -34,10 +30,6 @@ _ADAPTATION = (
 )
 
 
-class JournalError(Exception):
-    """The journal file cannot be used; the message names it and says why."""
-
-
 class JournalFullError(Exception):
     """As many adaptations are active as may be."""
 
@@ -46,66 +38,8 @@ class DocumentGoneError(Exception):
     """The document is deleted, or is another version by now."""
 
 
-class Journal:
-    """The open file. Not for use from two threads at once."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens or makes the file; raises JournalError when it is no journal of this version."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold documents
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
-        try:
-            # Locked for this process alone: two servers on one journal would run each job twice.
-            # Deleted text is overwritten, not only unlinked.
-            for pragma in (
-                *("busy_timeout=2000", "locking_mode=EXCLUSIVE", "journal_mode=WAL"),
-                *("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"),
-            ):
-                self._db.execute(f"PRAGMA {pragma}")
-            self._migrate()
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            reason = str(error)
-            if "locked" in reason:
-                reason = "another server is using it; give this one another data_dir"
-            raise JournalError(f"{path} cannot be used as a journal: {reason}") from error
-        except JournalError as error:
-            self._db.close()
-            raise JournalError(f"{path}: {error}") from error
-
-    def _migrate(self) -> None:
-        newest = len(MIGRATIONS)
-        with self.transaction() as db:
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found > newest:
-                raise JournalError(
-                    f"made by a later version of Imprint (format {found}, this one reads up to "
-                    f"{newest}); use another data_dir"
-                )
-            for migration in MIGRATIONS[found:]:
-                for statement in migration.split(";\n"):
-                    db.execute(statement)
-            db.execute(f"PRAGMA user_version={newest}")
-
-    def close(self) -> None:
-        """Checkpoints and closes the file."""
-        self._db.close()
-
-    @property
-    def db(self) -> sqlite3.Connection:
-        """For reading; what belongs together is written in a `transaction`."""
-        return self._db
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+class Journal(JournalFile):
+    """Adaptations and their events. Not for use from two threads at once."""
 
     def create(self, new: NewAdaptation, *, max_active: int) -> tuple[AdaptationRow, bool]:
         """The adaptation for this request, and whether it is new.
@@ -203,11 +137,12 @@ class Journal:
 
     def forget(self, ended_before: float) -> None:
         """Delete failed, cancelled and expired adaptations that ended before then."""
-        self._db.execute(
-            "DELETE FROM adaptations WHERE finished_at < ? AND deleting=0"
-            " AND status IN ('failed','cancelled','expired')",
-            (ended_before,),
-        )
+        with self.transaction() as db:
+            db.execute(
+                "DELETE FROM adaptations WHERE finished_at < ? AND deleting=0"
+                " AND status IN ('failed','cancelled','expired')",
+                (ended_before,),
+            )
 
     def num_active(self) -> int:
         """Adaptations queued or running."""
@@ -328,11 +263,13 @@ class Journal:
 
     def request_cancel(self, id: str) -> None:
         """Remember that an active adaptation is not wanted any more, over a restart too."""
-        self._db.execute("UPDATE adaptations SET cancel_requested=1 WHERE id=?", (id,))
+        with self.transaction() as db:
+            db.execute("UPDATE adaptations SET cancel_requested=1 WHERE id=?", (id,))
 
     def mark_deleting(self, id: str) -> None:
         """From now on it is not found; a restart goes on with the deletion."""
-        self._db.execute("UPDATE adaptations SET deleting=1, cancel_requested=1 WHERE id=?", (id,))
+        with self.transaction() as db:
+            db.execute("UPDATE adaptations SET deleting=1, cancel_requested=1 WHERE id=?", (id,))
 
     def delete(self, id: str) -> None:
         """Forget it, its events and a document nothing else uses, in the log file too."""

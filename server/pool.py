@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from imprint.adapters import faults
 from imprint.server.messages import (
     Adapt,
     Cancel,
@@ -226,6 +227,7 @@ class Pool:
 
     def _send(self, worker: WorkerProcess, message: ToWorker) -> None:
         if self._wire is not None and worker.ready is not None:
+            faults.at("message_send")
             sent = self._wire.socket.send_multipart([worker.identity, encode(message)])
             asyncio.ensure_future(sent).add_done_callback(_log_unsent)
 
@@ -234,6 +236,7 @@ class Pool:
     async def _receive_forever(self, wire: _Wire) -> None:
         while True:
             identity, frame = await wire.socket.recv_multipart()
+            faults.at("message_receive")
             worker = next((w for w in self._workers if w.identity == identity), None)
             if worker is None:
                 continue  # of a process that has been replaced

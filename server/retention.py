@@ -6,7 +6,6 @@ that a restart goes on with it.
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -17,6 +16,7 @@ from imprint.server.documents import Documents
 from imprint.server.errors import OverloadedError
 from imprint.server.jobs import Jobs
 from imprint.server.journal import Journal
+from imprint.server.journal_file import JournalUnavailableError
 from imprint.server.journal_thread import JournalThread
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
@@ -99,16 +99,16 @@ class Retention:
     async def _delete(self, id: str) -> None:
         await self._jobs.stop(id)
         await self._pool.evict(id)
-        await self._journal(Journal.delete, id)
+        await self._journal.persist(Journal.delete, id)
 
     async def _delete_document(self, id: str) -> None:
         row = await self._journal(document_journal.get_document, id)
         if row is None:
             return
         for adaptation_id in await self._journal(document_journal.adaptations_of, row):
-            await self._journal(Journal.mark_deleting, adaptation_id)
+            await self._journal.persist(Journal.mark_deleting, adaptation_id)
             await (self._deletions.get(adaptation_id) or self._begin_deletion(adaptation_id))
-        await self._journal(document_journal.delete_document, row)
+        await self._journal.persist(document_journal.delete_document, row)
 
     async def expire(self, id: str, reason: str) -> None:
         """Free a ready adaptation's adapter; asking for it is a 410 from now on."""
@@ -129,6 +129,6 @@ class Retention:
         while True:
             try:
                 await self.sweep()
-            except sqlite3.OperationalError as error:  # the disk is full, say: later, then
+            except JournalUnavailableError as error:  # the disk is full, say: later, then
                 logger.error("the journal cannot be written: %s", error)
             await asyncio.sleep(SWEEP_INTERVAL_S)

@@ -18,10 +18,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from imprint import __version__
+from imprint.adapters import faults
+from imprint.adapters.faults import FaultError
 from imprint.models.errors import CheckpointError
 from imprint.server.app import create_app
 from imprint.server.config import Settings, unknown_variables
-from imprint.server.journal import JournalError
+from imprint.server.journal_file import JournalError, JournalUnavailableError
 from imprint.server.keys import KeysError
 from imprint.server.logs import configure_logging
 from imprint.server.pool import Pool
@@ -32,6 +34,10 @@ from imprint.server.tracing import Tracer, TracingError
 logger = logging.getLogger(__name__)
 
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+START_ERRORS = (
+    *(CheckpointError, FaultError, JournalError, JournalUnavailableError, KeysError),
+    *(TracingError, OSError),
+)
 
 
 class DrainingServer(uvicorn.Server):
@@ -68,10 +74,12 @@ def serve(settings: Settings) -> int:
     for name in unknown_variables():
         logger.warning("%s sets nothing: no setting has this name", name)
     try:
+        if planned := faults.parse(os.environ.get(faults.VARIABLE, "")):
+            logger.warning("%s: %d faults on purpose will be done", faults.VARIABLE, len(planned))
         refuse_strangers(settings)
         with _tracer(settings) as tracer:
             return asyncio.run(_serve(settings, tracer))
-    except (CheckpointError, JournalError, KeysError, TracingError, OSError) as error:
+    except START_ERRORS as error:
         logger.error("%s", error)
         return 1
 

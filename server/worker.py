@@ -21,6 +21,7 @@ import msgspec
 import torch
 import zmq
 
+from imprint.adapters import faults
 from imprint.adapters.gate import load_neutral
 from imprint.models import ModelError, load_model, load_tokenizer, weights_hash
 from imprint.models.kernels import uses_triton
@@ -89,7 +90,9 @@ class Worker:
         """Take in what has arrived; without work to do, wait for it until the next heartbeat."""
         wait_s = 0.0 if busy else max(self._next_heartbeat - time.monotonic(), 0.0)
         while self._socket.poll(int(wait_s * 1000), zmq.POLLIN):
-            message = decode_to_worker(self._socket.recv(zmq.NOBLOCK))
+            frame = self._socket.recv(zmq.NOBLOCK)
+            faults.at("message_receive")
+            message = decode_to_worker(frame)
             self._guarded(partial(self._engine.handle, message))
             wait_s = 0.0
 
@@ -112,6 +115,7 @@ class Worker:
         return self._engine.drained
 
     def _send(self, message: FromWorker) -> None:
+        faults.at("message_send")
         self._socket.send(encode(message))
 
     def _on_sigterm(self, signum: int, frame: object) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from imprint.adapters import faults
 from imprint.models.kernels import VARIABLE as KERNELS_VARIABLE
 from imprint.server.messages import Heartbeat, Ready
 from imprint.server.worker_config import PoolConfig, WorkerStart
@@ -101,12 +102,13 @@ class WorkerProcess:
         self.identity = identity.encode()
         self._started_at = self._heard_at = time.monotonic()
         self._verdict = None
+        environment = {**worker_environment(os.environ), KERNELS_VARIABLE: self._config.kernels}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "imprint.server.worker",
             msgspec.json.encode(start).decode(),
-            env={**worker_environment(os.environ), KERNELS_VARIABLE: self._config.kernels},
+            env=faults.for_worker(environment, identity),
             start_new_session=True,  # a Ctrl-C in the terminal is for the API process alone
         )
 

@@ -20,7 +20,7 @@ from imprint.server.app import create_app
 from imprint.server.client import ImprintClient
 from imprint.server.commands.common import CommandError
 from imprint.server.config import Settings
-from imprint.server.journal import JournalError
+from imprint.server.journal_file import JournalError
 from imprint.server.pool import Pool
 from imprint.server.protocol import uvicorn_config
 

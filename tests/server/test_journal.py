@@ -1,6 +1,8 @@
 """The journal: what is written is there after a crash, what is deleted is nowhere."""
 
 import dataclasses
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from imprint.server.journal import Journal, JournalError, JournalFullError
+from imprint.adapters import faults
+from imprint.server.journal import Journal, JournalFullError
+from imprint.server.journal_file import JournalError
 from imprint.server.records import NewAdaptation
 
 NEW = NewAdaptation(
@@ -274,3 +278,63 @@ def test_garbage_is_refused(path: Path) -> None:
 
 def test_the_folder_is_private(journal: Journal, path: Path) -> None:
     assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_loses_nothing_and_passes(journal: Journal) -> None:
+    create(journal)
+    pages = journal.db.execute("PRAGMA page_count").fetchone()[0]
+    journal.db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        create(journal, id="adp_2", text="x" * 100_000)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        create(journal, id="adp_2", text="y" * 100_000)  # the first failure left nothing open
+    assert journal.get("adp_2") is None
+    assert journal.num_active() == 1
+    journal.db.execute("PRAGMA max_page_count=1000000")
+    assert create(journal, id="adp_2", text="x" * 100_000) == ("adp_2", True)
+
+
+def test_nothing_is_written_to_a_file_that_has_gone_away(journal: Journal, path: Path) -> None:
+    create(journal)
+    away = path.parent.with_name("away")
+    path.parent.rename(away)
+    with pytest.raises(FileNotFoundError):
+        create(journal, id="adp_2", text="another")
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(OSError, match="is not the file any more that was opened"):
+        journal.request_cancel("adp_1")
+    path.unlink()
+    path.parent.rmdir()
+    away.rename(path.parent)
+    assert create(journal, id="adp_2", text="another") == ("adp_2", True)
+    row = journal.get("adp_1")
+    assert row is not None
+    assert not row.cancel_requested
+
+
+def test_a_process_that_dies_before_a_commit_has_promised_nothing(path: Path) -> None:
+    script = f"""
+import dataclasses
+from pathlib import Path
+from imprint.server.journal import Journal
+from imprint.server.records import NewAdaptation
+journal = Journal(Path({str(path)!r}))
+new = {NEW!r}
+journal.create(new, max_active=10)
+print(journal.num_active(), flush=True)
+journal.create(dataclasses.replace(new, id="adp_2", seed=1), max_active=10)
+"""
+    plan = "api/journal_write@3=kill"  # the first one makes the tables
+    died = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, faults.VARIABLE: plan},
+        check=False,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert (died.returncode, died.stdout) == (-signal.SIGKILL, "1\n"), died.stderr
+    journal = Journal(path)
+    assert [row.id for row in journal.unfinished()] == ["adp_1"]
+    journal.close()
