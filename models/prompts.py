@@ -8,9 +8,9 @@ are templates, too. Imports no torch, and Jinja only for a Jinja template.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypedDict
 
 from imprint.models.errors import CheckpointError
 
@@ -18,8 +18,19 @@ DEFAULT_QUESTION_TEMPLATE: Final = "\nQuestion: {question}\nAnswer:"
 """Used where neither the user nor the checkpoint gives a template."""
 TEMPLATE_FILE: Final = "question_template.jinja"
 
+Render = Callable[[list["ChatMessage"], str], str]
+"""From a conversation and its last question to the prompt."""
+
 _MAX_TEMPLATE_CHARS = 65_536
 _PROBES = ("Which one?", "How many are there?")
+
+
+class ChatMessage(TypedDict):
+    """One message of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
 
 
 class QuestionTemplate:
@@ -43,13 +54,32 @@ class QuestionTemplate:
         if not is_jinja and "{question}" not in source:
             raise CheckpointError(f"{origin} must contain {{question}} or {{{{ question }}}}")
         self._render = _jinja(source, origin) if is_jinja else _plain(source)
+        self._sees_messages = is_jinja and _looks_at(source, "messages")
         first, second = (self.render(probe) for probe in _PROBES)
         if first == second:
             raise CheckpointError(f"{origin}: the template's text does not depend on the question")
 
     def render(self, question: str) -> str:
         """The prompt for one question."""
-        return self._render(question.strip())
+        question = question.strip()
+        return self._render([{"role": "user", "content": question}], question)
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt for a conversation whose last message is the user's.
+
+        A template that looks at `messages` sees them all. With one that looks at `question` only,
+        each question of the conversation is put by the template and followed by its reply; what
+        the system says stands on lines of their own. Raises CheckpointError where the template
+        refuses the conversation.
+        """
+        if self._sees_messages:
+            return self._render(list(messages), messages[-1]["content"].strip())
+        return "".join(self._turn(message["role"], message["content"]) for message in messages)
+
+    def _turn(self, role: str, content: str) -> str:
+        if role == "user":
+            return self.render(content)
+        return f" {content.strip()}" if role == "assistant" else f"\n{content.strip()}"
 
 
 def read_template(file: Path) -> QuestionTemplate:
@@ -97,11 +127,19 @@ def _card_metadata(card: Path) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _plain(source: str) -> Callable[[str], str]:
-    return lambda question: source.replace("{question}", question)
+def _plain(source: str) -> Render:
+    return lambda _, question: source.replace("{question}", question)
 
 
-def _jinja(source: str, origin: str) -> Callable[[str], str]:
+def _looks_at(source: str, name: str) -> bool:
+    """Whether a Jinja template that is known to parse uses a variable."""
+    from jinja2 import Environment, meta
+
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)
+    return name in meta.find_undeclared_variables(environment.parse(source))
+
+
+def _jinja(source: str, origin: str) -> Render:
     from jinja2 import StrictUndefined, TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -123,11 +161,11 @@ def _jinja(source: str, origin: str) -> Callable[[str], str]:
     except TemplateError as error:
         raise CheckpointError(f"{origin}: {error}") from None
 
-    def render(question: str) -> str:
+    def render(messages: list[ChatMessage], question: str) -> str:
         try:
             return template.render(
                 question=question,
-                messages=[{"role": "user", "content": question}],
+                messages=messages,
                 add_generation_prompt=True,
                 bos_token="",
                 eos_token="",

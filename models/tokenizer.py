@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tokenizers
 from tokenizers.decoders import DecodeStream as _DecodeStream
@@ -15,10 +16,24 @@ from tokenizers.decoders import DecodeStream as _DecodeStream
 from imprint.models.errors import CheckpointError
 from imprint.models.prompts import (
     DEFAULT_QUESTION_TEMPLATE,
+    ChatMessage,
     QuestionTemplate,
     checkpoint_template,
     read_template,
 )
+
+_BYTE_TOKEN: Final = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTE_OF: Final = _byte_alphabet()
 
 
 class DecodeStream:
@@ -92,6 +107,27 @@ class Tokenizer:
         ends = list(accumulate((end for _, end in encoding.offsets), max))
         return [*ends[:-1], len(text)] if ends else []
 
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for, also where they are a part of a character only."""
+        token = self._tokenizer.id_to_token(id)
+        if token is None:
+            return b""
+        if id in self._special_ids:
+            return str(token).encode()
+        if self._byte_level:
+            return bytes(_BYTE_OF[char] for char in token if char in _BYTE_OF)
+        byte = _BYTE_TOKEN.fullmatch(token)
+        return bytes.fromhex(byte[1]) if byte else str(token).replace("▁", " ").encode()
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        decoder = json.loads(self._tokenizer.to_str()).get("decoder") or {}
+        return any(step.get("type") == "ByteLevel" for step in decoder.get("decoders", [decoder]))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, broken characters become U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -104,6 +140,13 @@ class Tokenizer:
     def format_question(self, question: str) -> str:
         """The prompt that puts `question` to the model after a document."""
         return self._template.render(question)
+
+    def format_chat(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt that puts a conversation to the model after a document.
+
+        Raises CheckpointError where the checkpoint's template refuses it.
+        """
+        return self._template.render_chat(messages)
 
 
 def load_tokenizer(path: Path | str, *, question_template: Path | None = None) -> Tokenizer:

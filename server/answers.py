@@ -1,4 +1,4 @@
-"""Answers and completions: which adapter, which prompts, in which order. Knows no HTTP.
+"""Answers: which adapter, which prompts, in which order. Knows no HTTP.
 
 An answer about a document first sees to its adaptation, then generates once for all its questions.
 """
@@ -7,16 +7,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import msgspec
 
 from imprint.models.tokenizer import Tokenizer
 from imprint.server.config import Settings
 from imprint.server.errors import ConflictError, ImprintError, NotFoundError, WorkFailedError
-from imprint.server.generation import Delta, Finished, FocusStep, Generation, add_usage
+from imprint.server.generation import Delta, Finished, FocusStep, Generation, add_usage, aimed
 from imprint.server.intake import Intake
 from imprint.server.jobs import Jobs
 from imprint.server.messages import Generate
@@ -25,15 +22,7 @@ from imprint.server.pool_interface import Pool
 from imprint.server.records import READY, AdaptationRow
 from imprint.server.replies import adaptation_object, answer_object
 from imprint.server.retention import Retention
-from imprint.server.schemas import CreateAnswers, CreateCompletion, parse_focus
-
-# What a worker says of an adapter that it cannot load, and what the client hears.
-LOST_ADAPTER = {"adapter_not_found": "adapter_evicted", "adapter_corrupt": "adapter_corrupt"}
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """Nothing is wrong with the request; what follows may take a while."""
+from imprint.server.schemas import CreateAnswers, parse_focus
 
 
 class Answers:
@@ -137,11 +126,13 @@ class Answers:
     async def _ask(
         self, body: CreateAnswers, row: AdaptationRow, work: Generate, deadline: float
     ) -> AsyncGenerator[dict[str, Any], None]:
-        work = _aimed(work, row.id, deadline)
+        work = aimed(work, row.id, deadline)
         spend = partial(self._intake.limits.spend_tokens, row.owner)
-        generation = Generation(self._pool, self._metrics, work, spend, kind="answer", strip=True)
+        generation = Generation(
+            self._pool, self._metrics, work, self._tokenizer, spend, kind="answer", strip=True
+        )
         answers: dict[int, dict[str, Any]] = {}
-        usages: list[dict[str, Any]] = []
+        done: list[Finished] = []
         try:
             async with aclosing(generation.run()) as events:
                 async for event in events:
@@ -152,10 +143,10 @@ class Answers:
                             yield {"object": "answer.delta", "index": index, "text": text}
                         case Finished(index=index):
                             answers[index] = answer_object(body.questions[index], event)
-                            usages.append(event.usage)
+                            done.append(event)
                             yield {"object": "answer.done", **answers[index]}
         except WorkFailedError as error:
-            lost = await self._lost_adapter(row.id, error)
+            lost = await self._retention.lost(row.id, error)
             if lost is not error and body.adaptation is None:
                 raise _TryAgainError(lost) from None
             raise lost from None
@@ -166,49 +157,8 @@ class Answers:
             "model": self._settings.served_model_name,
             "adaptation": adaptation_object(row),
             "answers": [answers[index] for index in sorted(answers)],
-            "usage": add_usage(usages),
+            "usage": add_usage(done),
         }
-
-    async def complete(
-        self, body: CreateCompletion, request_id: str, owner: str
-    ) -> AsyncGenerator[Accepted | Delta | Finished, None]:
-        """Text and outcomes of the prompts, once accepted. Closing the generator cancels them."""
-        deadline = time.monotonic() + self._timeout_s(None)
-        with self._intake.request("completion"):
-            adapter = await self._intake.model_adapter(body.model, owner)
-            seed = secrets.randbits(62) if body.seed is None else body.seed
-            prompts = await self._intake.prompts(
-                body.prompts, owner, param="prompt", seed=seed, continues=adapter is not None
-            )
-            work = Generate(
-                request_id=request_id,
-                prompts=prompts,
-                max_tokens=self._intake.max_tokens(body.max_tokens),
-                temperature=body.temperature,
-                top_p=body.top_p,
-                stop=body.stops,
-            )
-            work = _aimed(work, adapter, deadline)
-            yield Accepted()
-            spend = partial(self._intake.limits.spend_tokens, owner)
-            generation = Generation(
-                self._pool, self._metrics, work, spend, kind="completion", strip=False
-            )
-            try:
-                async with aclosing(generation.run()) as events:
-                    async for event in events:
-                        if not isinstance(event, FocusStep):
-                            yield event
-            except WorkFailedError as error:
-                raise await self._lost_adapter(adapter, error) from None
-
-    async def _lost_adapter(self, id: str | None, error: WorkFailedError) -> WorkFailedError:
-        """The error to raise; the adaptation is marked where its adapter turned out to be gone."""
-        code = LOST_ADAPTER.get(error.code)
-        if id is None or code is None:
-            return error
-        await self._retention.expire(id, code)
-        return WorkFailedError(code, f"the adapter of {id} is gone: {error.message}")
 
     def _timeout_s(self, asked: float | None) -> float:
         return min(asked or self._settings.request_timeout_s, self._settings.request_timeout_s)
@@ -220,14 +170,6 @@ class _TryAgainError(Exception):
     def __init__(self, reason: ImprintError) -> None:
         super().__init__(reason.message)
         self.reason = reason
-
-
-def _aimed(work: Generate, adapter_id: str | None, deadline: float) -> Generate:
-    """The work with its adapter, and with what is left of its time."""
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise WorkFailedError("deadline_exceeded", "the deadline passed before the answer began")
-    return msgspec.structs.replace(work, adapter_id=adapter_id, timeout_s=left_s)
 
 
 def _progress(data: dict[str, Any]) -> dict[str, Any]:

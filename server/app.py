@@ -29,6 +29,7 @@ from imprint.server.pool_interface import Pool
 from imprint.server.routes import (
     adaptations,
     answers,
+    chat,
     completions,
     documents,
     health,
@@ -90,7 +91,7 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
     )
     app.metrics, app.tracer = metrics, tracer
     _add_guards(app, settings, keys, limits)
-    for module in (documents, adaptations, studies, answers, completions, models, health):
+    for module in (documents, adaptations, studies, answers, completions, chat, models, health):
         app.include_router(module.router)
     app.add_exception_handler(ImprintError, _imprint_error)
     app.add_exception_handler(HTTPException, _http_error)

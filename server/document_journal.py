@@ -116,6 +116,18 @@ def adaptations_of(journal: Journal, row: DocumentRow) -> list[str]:
     return [found["id"] for found in rows]
 
 
+def ready_adaptation(journal: Journal, row: DocumentRow) -> str | None:
+    """The owner's newest adaptation of this version that can be asked; a studied one before one
+    that only read."""
+    found = journal.db.execute(
+        "SELECT id FROM adaptations WHERE owner=? AND sha256=? AND deleting=0"
+        " AND status IN ('succeeded','rejected') ORDER BY"
+        " json_extract(method, '$.type')='refine' DESC, number DESC LIMIT 1",
+        (row.owner, row.sha256),
+    ).fetchone()
+    return None if found is None else str(found["id"])
+
+
 def mark_document_deleting(journal: Journal, id: str) -> None:
     """From now on it is not found; a restart goes on with the deletion."""
     with journal.transaction() as db:

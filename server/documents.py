@@ -81,6 +81,10 @@ class Documents:
         parts, references = await self._journal(document_journal.document_content, row)
         return "".join(parts), references
 
+    async def adaptation(self, row: DocumentRow) -> str | None:
+        """The newest adaptation of this version that can be asked; None where there is none."""
+        return await self._journal(document_journal.ready_adaptation, row)
+
     async def tokens(self, row: DocumentRow) -> list[int]:
         """The document's tokens."""
         parts, _ = await self._journal(document_journal.document_content, row)

@@ -5,13 +5,14 @@ Knows messages and strings; knows nothing of documents, journals or HTTP.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from imprint.models.tokenizer import DecodeStream, Tokenizer
 from imprint.server import messages
 from imprint.server.errors import WorkFailedError
 from imprint.server.logs import current_request_id
@@ -32,11 +33,24 @@ class FocusStep:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """One token of a text, with log-probabilities in nats."""
+
+    id: int
+    offset: int
+    """Where its text begins, in characters of the generated text."""
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """More text of the prompt number `index`."""
 
     index: int
     text: str
+    tokens: list[TokenInfo] = field(default_factory=list)
+    """The tokens that begin in it, where log-probabilities are asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +63,8 @@ class Finished:
     usage: dict[str, Any]
     adapted: bool
     focus: dict[str, Any] | None
+    tokens: list[TokenInfo]
+    """All of its tokens, where log-probabilities are asked for."""
 
 
 @dataclass(slots=True)
@@ -57,6 +73,13 @@ class GrowingText:
 
     index: int
     strip: bool
+    pieces: DecodeStream | None = None
+    """Tells where each token's text begins; None where nobody asks for tokens."""
+    tokens: list[TokenInfo] = field(default_factory=list)
+    num_decoded: int = 0
+    num_told: int = 0
+    num_dropped: int = 0
+    """Characters of the whitespace before the text."""
     text: str = ""
     held: str = ""
     num_tokens: int = 0
@@ -69,11 +92,28 @@ class GrowingText:
             return text
         grown = self.held + text
         if not self.text:
+            self.num_dropped += len(grown) - len(grown.lstrip())
             grown = grown.lstrip()
         shown = grown.rstrip()
         self.held = grown[len(shown) :]
         self.text += shown
         return shown
+
+    def note(self, token: messages.TokenDelta) -> None:
+        """Remember a token's place and log-probabilities."""
+        if self.pieces is None or token.logprobs is None:
+            return
+        logprobs = token.logprobs
+        info = TokenInfo(token.token_id, self.num_decoded, logprobs.logprob, logprobs.top)
+        self.tokens.append(info)
+        self.num_decoded += len(self.pieces.step(token.token_id) or "")
+
+    def tell(self) -> list[TokenInfo]:
+        """The tokens that begin in the text shown so far and were not told yet."""
+        end, first = self.num_dropped + len(self.text), self.num_told
+        while self.num_told < len(self.tokens) and self.tokens[self.num_told].offset < end:
+            self.num_told += 1
+        return self.tokens[first : self.num_told]
 
 
 class Generation:
@@ -84,12 +124,14 @@ class Generation:
         pool: Pool,
         metrics: Metrics,
         work: messages.Generate,
+        tokenizer: Tokenizer,
         spend: Callable[[int], None],
         *,
         kind: str,
         strip: bool,
     ) -> None:
         """`spend` is told the number of tokens made, also of a request that was given up."""
+        self._tokenizer = tokenizer
         self._pool = pool
         self._metrics = metrics
         self._work = work
@@ -129,7 +171,11 @@ class Generation:
         )
         num_open = len(self._work.prompts)
         self._texts = {
-            prompt.sequence_id: GrowingText(index, self._strip)
+            prompt.sequence_id: GrowingText(
+                index,
+                self._strip,
+                None if self._work.logprobs is None else self._tokenizer.decode_stream(),
+            )
             for index, prompt in enumerate(self._work.prompts)
         }
         try:
@@ -167,9 +213,10 @@ class Generation:
         match message:
             case messages.FocusProgress(step=step, steps=steps):
                 return [FocusStep(step, steps)]
-            case messages.TokenDelta(sequence_id=id, text=text):
+            case messages.TokenDelta(sequence_id=id, text=text) as token:
                 sequence = self._texts[id]
                 self._time_token(sequence)
+                sequence.note(token)
                 return self._show(sequence, text)
             case messages.SequenceDone(sequence_id=id) as done:
                 sequence = self._texts[id]
@@ -184,7 +231,7 @@ class Generation:
     def _show(self, sequence: GrowingText, text: str) -> list[FocusStep | Delta | Finished]:
         shown = sequence.add(text)
         self._shown = self._shown or bool(shown)
-        return [Delta(sequence.index, shown)] if shown else []
+        return [Delta(sequence.index, shown, sequence.tell())] if shown else []
 
     def _time_token(self, sequence: GrowingText) -> None:
         now = time.monotonic()
@@ -207,6 +254,7 @@ class Generation:
             usage=usage_of(prompt, completion, done.usage.get("document_tokens", 0)),
             adapted=done.adapted,
             focus=done.focus,
+            tokens=sequence.tokens[: sequence.num_told],
         )
 
 
@@ -220,8 +268,21 @@ def usage_of(prompt: int, completion: int, document: int) -> dict[str, Any]:
     }
 
 
-def add_usage(usages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The sum over prompts; a document that several share is counted for each."""
-    cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
-    prompt = sum(usage["prompt_tokens"] for usage in usages)
-    return usage_of(prompt - cached, sum(u["completion_tokens"] for u in usages), cached)
+def add_usage(done: Iterable[Finished], *, num_choices: int = 1) -> dict[str, Any]:
+    """The sum over prompts, each counted once for its choices; a document that several prompts
+    share is counted for each."""
+    prompt = cached = completion = 0
+    for finished in done:
+        completion += finished.usage["completion_tokens"]
+        if finished.index % num_choices == 0:
+            prompt += finished.usage["prompt_tokens"]
+            cached += finished.usage["prompt_tokens_details"]["cached_tokens"]
+    return usage_of(prompt - cached, completion, cached)
+
+
+def aimed(work: messages.Generate, adapter_id: str | None, deadline: float) -> messages.Generate:
+    """The work with its adapter, and with what is left of its time."""
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise WorkFailedError("deadline_exceeded", "the deadline passed before the answer began")
+    return msgspec.structs.replace(work, adapter_id=adapter_id, timeout_s=left_s)

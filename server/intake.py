@@ -139,7 +139,22 @@ class Intake:
         self._check_model(base)
         if not id:
             return None
+        if id.startswith("doc_"):
+            return await self._document_adapter(id, owner)
         return (await self.ready(id, owner)).id
+
+    async def _document_adapter(self, document_id: str, owner: str) -> str:
+        """The newest adaptation of a document's newest version that can be asked."""
+        row = await self._documents.get(document_id, owner, param="model")
+        id = await self._documents.adaptation(row)
+        if id is None:
+            raise ConflictError(
+                f"no adaptation of {row.id} is ready; make one with POST /v1/adaptations",
+                code="adaptation_not_ready",
+                param="model",
+                retry_after_s=1.0,
+            )
+        return id
 
     def _check_model(self, model: str | None) -> None:
         served = self._settings.served_model_name
@@ -151,15 +166,26 @@ class Intake:
             )
 
     async def prompts(
-        self, texts: list[str], owner: str, *, param: str, seed: int, continues: bool
+        self,
+        texts: list[str] | list[list[int]],
+        owner: str,
+        *,
+        param: str,
+        seed: int,
+        continues: bool,
+        num_choices: int = 1,
     ) -> list[Prompt]:
-        """One prompt per text, each with its own random stream; whether a document is before it."""
+        """Prompts, each with its own random stream: `num_choices` for each text, one by one.
+
+        Texts may be token ids already. `continues` says whether a document is before them.
+        """
         limit = self._settings.max_questions
-        if len(texts) > limit:
+        if len(texts) * num_choices > limit:
             raise InvalidRequestError(
-                f"{len(texts)} in one request; at most {limit} are allowed", param=param
+                f"{len(texts) * num_choices} in one request; at most {limit} are allowed",
+                param=param if num_choices == 1 else "n",
             )
-        batch = await asyncio.to_thread(self._tokenizer.encode_batch, texts, continues=continues)
+        batch = await self._encoded(texts, param, continues)
         for index, tokens in enumerate(batch):
             if not 0 < len(tokens) <= self._settings.max_document_tokens:
                 raise InvalidRequestError(
@@ -168,11 +194,28 @@ class Intake:
                     code="context_length_exceeded",
                     param=f"{param}.{index}",
                 )
-        self.limits.admit_tokens(owner, sum(map(len, batch)))
+        self.limits.admit_tokens(owner, num_choices * sum(map(len, batch)))
         return [
             Prompt(sequence_id=str(index), tokens=tokens, seed=(seed + index) % (MAX_SEED + 1))
-            for index, tokens in enumerate(batch)
+            for index, tokens in enumerate(tokens for tokens in batch for _ in range(num_choices))
         ]
+
+    async def _encoded(
+        self, texts: list[str] | list[list[int]], param: str, continues: bool
+    ) -> list[list[int]]:
+        strings = [text for text in texts if isinstance(text, str)]
+        if strings:
+            encode = self._tokenizer.encode_batch
+            return await asyncio.to_thread(encode, strings, continues=continues)
+        batch = [text for text in texts if not isinstance(text, str)]
+        size = self._tokenizer.vocab_size
+        for index, tokens in enumerate(batch):
+            if max(tokens, default=0) >= size:
+                raise InvalidRequestError(
+                    f"{param}.{index} holds token {max(tokens)}; the vocabulary has {size}",
+                    param=f"{param}.{index}",
+                )
+        return batch
 
     def max_tokens(self, asked: int | None) -> int:
         """The longest completion, checked against the server's limit."""

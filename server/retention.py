@@ -13,7 +13,7 @@ from typing import Any
 from imprint.server import document_journal
 from imprint.server.background import Background
 from imprint.server.documents import Documents
-from imprint.server.errors import OverloadedError
+from imprint.server.errors import OverloadedError, WorkFailedError
 from imprint.server.jobs import Jobs
 from imprint.server.journal import Journal
 from imprint.server.journal_file import JournalUnavailableError
@@ -24,6 +24,8 @@ from imprint.server.pool_interface import Pool
 logger = logging.getLogger(__name__)
 
 DELETE_WAIT_S = 60.0
+LOST_ADAPTER = {"adapter_not_found": "adapter_evicted", "adapter_corrupt": "adapter_corrupt"}
+"""What a worker says of an adapter that it cannot load, and what the client hears."""
 SWEEP_INTERVAL_S = 5.0
 
 
@@ -115,6 +117,14 @@ class Retention:
         if await self._journal(Journal.expire, id, reason=reason):
             self._metrics.adaptations.labels(outcome="expired").inc()
         await self._pool.evict(id)
+
+    async def lost(self, id: str | None, error: WorkFailedError) -> WorkFailedError:
+        """What the client hears; the adaptation is marked where its adapter proved to be gone."""
+        code = LOST_ADAPTER.get(error.code)
+        if id is None or code is None:
+            return error
+        await self.expire(id, code)
+        return WorkFailedError(code, f"the adapter of {id} is gone: {error.message}")
 
     async def sweep(self) -> None:
         """Free the adapters whose time is over, and forget what ended long ago."""

@@ -131,57 +131,6 @@ class CreateAnswers(Body):
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
 
-class StreamOptions(Body):
-    """`stream_options` of a completion."""
-
-    include_usage: bool = False
-    """Send one more chunk with the usage before the end."""
-
-
-class CreateCompletion(Body):
-    """`POST /v1/completions`, the OpenAI shape; other parameters are refused by name."""
-
-    model: Name
-    """`<base>` or `<base>:<adaptation id>`."""
-    prompt: (
-        Annotated[str, StringConstraints(min_length=1)]
-        | list[Annotated[str, StringConstraints(min_length=1)]]
-    ) = Field(min_length=1)
-    """One prompt or several; the model reads it after the adaptation's document."""
-    max_tokens: int = Field(default=16, ge=1)
-    """Longest completion of a prompt."""
-    temperature: float = Field(default=1.0, ge=0, le=10, allow_inf_nan=False)
-    """0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the smallest set of tokens with this much probability."""
-    stop: Stop | list[Stop] | None = Field(default=None, max_length=MAX_STOPS)
-    """Strings that end a completion; they are not part of it."""
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    """Makes sampling repeatable."""
-    stream: bool = False
-    """Send tokens as server-sent events."""
-    stream_options: StreamOptions | None = None
-    """Only with `stream`."""
-
-    @model_validator(mode="after")
-    def _options_need_stream(self) -> "CreateCompletion":
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream: true")
-        return self
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts as a list."""
-        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
-
-    @property
-    def stops(self) -> list[str]:
-        """The stop strings as a list."""
-        if self.stop is None:
-            return []
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
-
-
 def parse_method(method: dict[str, Any] | None, *, preset: str) -> dict[str, Any]:
     """The method with every field written out.
 

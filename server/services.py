@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from imprint.adapters.files import ProgressFolder
-from imprint.models.tokenizer import load_tokenizer
+from imprint.models.tokenizer import Tokenizer, load_tokenizer
 from imprint.server.answers import Answers
+from imprint.server.completions import Completions
 from imprint.server.config import Settings
 from imprint.server.documents import Documents
 from imprint.server.event_feed import EventFeed
@@ -38,6 +39,8 @@ class Services:
     retention: Retention
     intake: Intake
     answers: Answers
+    completions: Completions
+    tokenizer: Tokenizer
     events: EventFeed
     studies: StudyView
 
@@ -78,6 +81,8 @@ class Services:
             retention=retention,
             intake=intake,
             answers=Answers(settings, jobs, retention, intake, pool, tokenizer, metrics),
+            completions=Completions(settings, retention, intake, pool, tokenizer, metrics),
+            tokenizer=tokenizer,
             events=EventFeed(journal, jobs, max_streams=settings.max_event_streams),
             studies=StudyView(journal, tokenizer),
         )

@@ -1,7 +1,6 @@
 """`/v1/completions` in the OpenAI shape."""
 
 import secrets
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -10,13 +9,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from imprint.server.auth import Owner
-from imprint.server.generation import Delta, Finished, add_usage
+from imprint.server.generation import Delta, Finished, TokenInfo, add_usage
+from imprint.server.openai_replies import completion_choice, completion_logprobs, head
+from imprint.server.openai_schemas import CreateCompletion
 from imprint.server.routes.bodies import JSON_BODY
-from imprint.server.schemas import CreateCompletion
 from imprint.server.services import FromApp, Services
 from imprint.server.streams import encode_event, open_stream, until_disconnect
 
 router = APIRouter()
+
+KIND = "text_completion"
 
 
 @router.post("/v1/completions", dependencies=JSON_BODY, response_model=None)
@@ -33,40 +35,47 @@ async def create(
 
 async def _whole(services: Services, body: CreateCompletion, id: str, owner: str) -> dict[str, Any]:
     done: list[Finished] = []
-    async with aclosing(services.answers.complete(body, id, owner)) as events:
+    async with aclosing(services.completions.complete(body, id, owner)) as events:
         async for event in events:
             if isinstance(event, Finished):
                 done.append(event)
     done.sort(key=lambda finished: finished.index)
-    choices = [_choice(finished.index, finished.text, finished.finish_reason) for finished in done]
-    usage = add_usage([finished.usage for finished in done])
-    return {**_head(id, body), "choices": choices, "usage": usage}
+    choices = [
+        completion_choice(
+            finished.index,
+            finished.text,
+            finished.finish_reason,
+            _logprobs(services, body, finished.tokens),
+        )
+        for finished in done
+    ]
+    usage = add_usage(done, num_choices=body.n)
+    return {**head(id, KIND, body.model), "choices": choices, "usage": usage}
 
 
 async def _chunks(
     services: Services, body: CreateCompletion, id: str, owner: str
 ) -> AsyncGenerator[bytes, None]:
     """The first, empty chunk says that the request was accepted."""
-    head = _head(id, body)
-    usages: list[dict[str, Any]] = []
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    extra: dict[str, Any] = {"usage": None} if with_usage else {}
-    async with aclosing(services.answers.complete(body, id, owner)) as events:
+    first = head(id, KIND, body.model)
+    done: list[Finished] = []
+    extra: dict[str, Any] = {"usage": None} if body.include_usage else {}
+    async with aclosing(services.completions.complete(body, id, owner)) as events:
         async for event in events:
-            choice = _choice(0, "", None)
+            choice = completion_choice(0, "", None, None)
             if isinstance(event, Delta):
-                choice = _choice(event.index, event.text, None)
+                logprobs = _logprobs(services, body, event.tokens)
+                choice = completion_choice(event.index, event.text, None, logprobs)
             elif isinstance(event, Finished):
-                usages.append(event.usage)
-                choice = _choice(event.index, "", event.finish_reason)
-            yield encode_event({**head, "choices": [choice], **extra})
-    if with_usage:
-        yield encode_event({**head, "choices": [], "usage": add_usage(usages)})
+                done.append(event)
+                choice = completion_choice(event.index, "", event.finish_reason, None)
+            yield encode_event({**first, "choices": [choice], **extra})
+    if body.include_usage:
+        usage = add_usage(done, num_choices=body.n)
+        yield encode_event({**first, "choices": [], "usage": usage})
 
 
-def _head(id: str, body: CreateCompletion) -> dict[str, Any]:
-    return {"id": id, "object": "text_completion", "created": int(time.time()), "model": body.model}
-
-
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": None}
+def _logprobs(
+    services: Services, body: CreateCompletion, tokens: list[TokenInfo]
+) -> dict[str, Any] | None:
+    return None if body.logprobs is None else completion_logprobs(services.tokenizer, tokens)

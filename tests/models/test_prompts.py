@@ -10,7 +10,12 @@ import pytest
 
 from imprint.models.config import BUNDLED
 from imprint.models.errors import CheckpointError
-from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE, QuestionTemplate, read_template
+from imprint.models.prompts import (
+    DEFAULT_QUESTION_TEMPLATE,
+    ChatMessage,
+    QuestionTemplate,
+    read_template,
+)
 from imprint.models.tokenizer import load_tokenizer
 
 CHAT = (
@@ -43,6 +48,26 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 )
 def test_templates(source: str, prompt: str) -> None:
     assert QuestionTemplate(source).render(" Who?\n") == prompt
+
+
+@pytest.mark.parametrize(
+    ("source", "prompt"),
+    [
+        ("\nQ: {question}\nA:", "\nBe brief.\nQ: Who?\nA: Ada\nQ: Why?\nA:"),
+        ("\nQ: {{ question }}\nA:", "\nBe brief.\nQ: Who?\nA: Ada\nQ: Why?\nA:"),
+        (CHAT, "<|system|>Be brief.\n<|user|>Who?\n<|assistant|>Ada\n<|user|>Why?\n<|assistant|>"),
+    ],
+)
+def test_conversations(source: str, prompt: str) -> None:
+    conversation: list[ChatMessage] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ada"},
+        {"role": "user", "content": "Why?"},
+    ]
+    template = QuestionTemplate(source)
+    assert template.render_chat(conversation) == prompt
+    assert template.render_chat(conversation[1:2]) == template.render("Who?")
 
 
 @pytest.mark.parametrize("source", ["Q {question}", "Q {{ question }}"])

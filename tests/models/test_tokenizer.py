@@ -170,6 +170,26 @@ def test_text_that_continues_another_is_the_same_without_prefixes(tokenizer: Tok
     assert tokenizer.encode_batch(TEXTS, continues=True) == tokenizer.encode_batch(TEXTS)
 
 
+def test_the_bytes_of_tokens_are_the_texts(tokenizer: Tokenizer) -> None:
+    for text in TEXTS:
+        tokens = tokenizer.encode(text)
+        assert b"".join(tokenizer.token_bytes(token) for token in tokens).decode() == text
+    assert tokenizer.token_bytes(0) == b"<|end|>"
+    assert tokenizer.token_bytes(99_999) == b""
+
+
+def test_the_bytes_of_sentencepiece_tokens() -> None:
+    vocab = {"<0xC3>": 0, "<0xA9>": 1, "▁the": 2, "é": 3}
+    inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer = Tokenizer(inner)
+    assert [tokenizer.token_bytes(id) for id in range(4)] == [
+        b"\xc3",
+        b"\xa9",
+        b" the",
+        "é".encode(),
+    ]
+
+
 def test_unusable_files_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no tokenizer\.json"):
         load_tokenizer(tmp_path)

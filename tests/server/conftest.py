@@ -131,6 +131,12 @@ class FakePool:
             ),
         ]
 
+    def logprobs(self, num: int | None) -> messages.TokenLogprobs | None:
+        if num is None:
+            return None
+        top = [(2 + rank, -1.0 - rank) for rank in range(num)]
+        return messages.TokenLogprobs(logprob=-0.5, top=top)
+
     def answer_script(self, work: messages.Generate) -> list[Message]:
         id = work.request_id
         said: list[Message] = []
@@ -141,7 +147,12 @@ class FakePool:
             for index, text in enumerate(self.answer_text):
                 said.append(
                     messages.TokenDelta(
-                        request_id=id, sequence_id=name, index=index, token_id=1, text=text
+                        request_id=id,
+                        sequence_id=name,
+                        index=index,
+                        token_id=1,
+                        text=text,
+                        logprobs=self.logprobs(work.logprobs),
                     )
                 )
             said.append(

@@ -379,72 +379,11 @@ async def test_requests_are_bounded(serve: Any, settings: Settings, pool: Any) -
         await until(lambda: services.intake.num_requests == 0)
 
 
-COMPLETE = {"model": "tiny", "prompt": "Once"}
-
-
-async def test_a_completion_in_the_openai_shape(client: httpx.AsyncClient, pool: Any) -> None:
-    reply = (await client.post("/v1/completions", json={**COMPLETE, "prompt": ["a", "b"]})).json()
-    assert (reply["object"], reply["model"]) == ("text_completion", "tiny")
-    assert [(choice["index"], choice["text"]) for choice in reply["choices"]] == [
-        (0, " forty two \n"),
-        (1, " forty two \n"),
-    ]
-    assert reply["choices"][0]["finish_reason"] == "stop"
-    assert reply["usage"]["completion_tokens"] == 8
-    (generate,) = pool.generates
-    assert (generate.adapter_id, generate.focus, generate.stop) == (None, None, [])
-    assert (generate.max_tokens, generate.temperature) == (16, 1.0)
-    await client.post("/v1/completions", json={**COMPLETE, "prompt": ["a", "b"]})
-    assert pool.generates[1].prompts[0].seed != generate.prompts[0].seed
-    for _ in range(2):
-        await client.post("/v1/completions", json={**COMPLETE, "seed": 5})
-    assert pool.generates[2].prompts[0].seed == pool.generates[3].prompts[0].seed == 5
-    await assert_idle(client)
-
-
-async def test_a_completion_after_a_document(client: httpx.AsyncClient, pool: Any) -> None:
-    id = (await ask(client))["adaptation"]["id"]
-    body = {**COMPLETE, "model": f"tiny:{id}"}
-    reply = (await client.post("/v1/completions", json=body)).json()
-    assert reply["model"] == f"tiny:{id}"
-    assert pool.generates[-1].adapter_id == id
-    pool.script = lambda work: [fail(work.request_id, "adapter_corrupt")]
-    for _ in range(2):
-        response = await client.post("/v1/completions", json=body)
-        assert (response.status_code, response.json()["error"]["code"]) == (410, "adapter_corrupt")
-
-
-@pytest.mark.parametrize("usage", [False, True])
-async def test_a_completion_streams(client: httpx.AsyncClient, usage: bool) -> None:
-    body = {**COMPLETE, "stream": True, "stream_options": {"include_usage": usage}}
-    response = await client.post("/v1/completions", json=body)
-    assert response.text.endswith("data: [DONE]\n\n")
-    chunks = [
-        json.loads(line.removeprefix("data: "))
-        for line in response.text.splitlines()
-        if line.startswith("data: {")
-    ]
-    if usage:
-        last = chunks.pop()
-        assert (last["choices"], last["usage"]["total_tokens"]) == ([], 12)
-    assert all(("usage" in chunk) == usage for chunk in chunks)
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == " forty two \n"
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "stop"]
-    assert len({chunk["id"] for chunk in chunks}) == 1
-
-
-@pytest.mark.parametrize("name", ["logprobs", "best_of", "echo", "n", "suffix", "logit_bias"])
-async def test_unsupported_parameters_are_refused_by_name(
-    client: httpx.AsyncClient, name: str
-) -> None:
-    response = await client.post("/v1/completions", json={**COMPLETE, name: 1})
-    error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, name, "unknown_parameter")
-
-
 async def test_a_broken_answer_does_not_leak_work(client: httpx.AsyncClient, pool: Any) -> None:
     pool.script = lambda work: [fail(work.request_id, "context_length_exceeded")]
-    response = await client.post("/v1/completions", json={**COMPLETE, "stream": True})
+    response = await client.post(
+        "/v1/completions", json={"model": "tiny", "prompt": "x", "stream": True}
+    )
     assert response.status_code == 200
     assert '"context_length_exceeded"' in response.text
     assert response.text.endswith("data: [DONE]\n\n")

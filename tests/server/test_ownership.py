@@ -38,6 +38,10 @@ NAMED = {
     ("/v1/answers", "adaptation"): {"adaptation": "{adaptation}", "questions": ["what?"]},
     ("/v1/answers", "document_id"): {"document_id": "{document}", "questions": ["what?"]},
     ("/v1/adaptations", "document_id"): {"document_id": "{document}"},
+    ("/v1/chat/completions", "model"): {
+        "model": "tiny:{adaptation}",
+        "messages": [{"role": "user", "content": "what?"}],
+    },
     ("/v1/completions", "model"): {"model": "tiny:{adaptation}", "prompt": "x"},
     ("/v1/adaptations", "model"): None,  # names a base model only
     ("/v1/answers", "model"): None,
@@ -89,6 +93,8 @@ def parameter(route: RouteContext) -> str:
 def fill(value: Any, ids: dict[str, str]) -> Any:
     if isinstance(value, dict):
         return {name: fill(item, ids) for name, item in value.items()}
+    if isinstance(value, list):
+        return [fill(item, ids) for item in value]
     return value.format(**ids) if isinstance(value, str) else value
 
 

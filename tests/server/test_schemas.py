@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from imprint.adapters.config import RefineConfig
 from imprint.server.errors import InvalidRequestError
+from imprint.server.openai_schemas import CreateChatCompletion, CreateCompletion
 from imprint.server.schemas import (
     CreateAdaptation,
     CreateAnswers,
-    CreateCompletion,
     parse_focus,
     parse_method,
 )
@@ -22,6 +22,7 @@ GOOD: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (CreateAdaptation, {"document": "text"}),
     (CreateAnswers, {"document": "text", "questions": ["what?"]}),
     (CreateCompletion, {"model": "tiny", "prompt": "Once"}),
+    (CreateChatCompletion, {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}),
 ]
 
 
@@ -29,8 +30,8 @@ GOOD: list[tuple[type[BaseModel], dict[str, Any]]] = [
 def test_an_unknown_option_is_refused_by_name(kind: type[BaseModel], body: dict[str, Any]) -> None:
     kind.model_validate(body)
     with pytest.raises(ValidationError) as caught:
-        kind.model_validate({**body, "logit_bias": {}})
-    assert caught.value.errors()[0]["loc"] == ("logit_bias",)
+        kind.model_validate({**body, "temperatur": 1})
+    assert caught.value.errors()[0]["loc"] == ("temperatur",)
 
 
 @pytest.mark.parametrize(
