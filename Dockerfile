@@ -14,7 +14,7 @@ COPY src/imprint/__init__.py src/imprint/py.typed src/imprint/
 COPY models models
 COPY adapters adapters
 COPY server server
-RUN python -m pip --disable-pip-version-check --no-cache-dir --quiet install --constraint constraints.txt --no-build-isolation .
+RUN python -m pip --disable-pip-version-check --no-cache-dir --quiet install --constraint constraints.txt --no-build-isolation '.[otel]'
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/imprint imprint

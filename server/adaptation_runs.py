@@ -216,7 +216,11 @@ class AdaptationRuns:
         adapter.manifest["model_hash"] = around.model_hash
         around.cache.put(id, adapter)
         self._tell_entropy(task, adapter.entropy_T)
+        mean = float(adapter.entropy_T.mean())
+        around.observe(Observation(name="adaptation_entropy_nats", value=mean))
         refused = task.config is not None and not adapter.adapted
+        if task.config is not None:
+            around.count_verdict("adaptation", adapter.adapted)
         seconds = around.clock() - (task.started_at or task.job.arrived)
         result = {
             **adapter.manifest.get("result", {}),

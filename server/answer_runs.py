@@ -271,7 +271,7 @@ class AnswerRuns:
             self._drop(task.request.id)
         focused = answer.focus is not None and answer.focus.adapted
         if answer.focus is not None:
-            self._around.count("focus_total", outcome="accepted" if focused else "rejected")
+            self._around.count_verdict("focus", focused)
         self._around.emit(
             SequenceDone(
                 request_id=sequence.request_id,

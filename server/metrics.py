@@ -43,6 +43,22 @@ RISE_BUCKETS = (-0.1, -0.05, -0.02, 0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 GAIN_BUCKETS = (-2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 4)
 NORM_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000)
 
+# Labels under which a counter is shown before its first event, in the order of its declaration.
+ZEROS = {
+    "admission_rejections_total": ("queue_full", "draining"),
+    "request_deadline_exceeded_total": ("adaptation", "answer", "completion"),
+    "adaptations_total": ("succeeded", "rejected", "failed", "cancelled", "expired"),
+    "gate_verdicts_total": (
+        *("adaptation accepted", "adaptation rejected"),
+        *("focus accepted", "focus rejected"),
+    ),
+    "worker_restarts_total": ("killed", "crashed", "hung", "startup_timeout", "exited"),
+    "engine_errors_total": ("intake", "begin", "prefill", "decode", "quantum", "focus", "evict"),
+    "oom_total": ("read true", "read false", "prefill false", "decode false", "focus false"),
+    "adapter_hits_total": ("host", "disk"),
+    "adapter_evictions_total": ("host",),
+}
+
 
 class Metrics:
     """One instance per app; tests and several apps in a process never share counts."""
@@ -161,11 +177,11 @@ class Metrics:
         for name, text, buckets in histograms:
             add(Histogram, f"adaptation_{name}", text, buckets=buckets)
 
-        self.focus = add(
+        self.verdicts = add(
             Counter,
-            "focus_total",
-            "Questions that a document was studied for, by the gate's verdict.",
-            "outcome",
+            "gate_verdicts_total",
+            "What the gate said of documents (adaptation) and of questions (focus).",
+            "kind outcome",
         )
 
     def _declare_engine(self) -> None:
@@ -245,14 +261,9 @@ class Metrics:
 
     def _show_zeros(self) -> None:
         """Counters that alerts watch exist before their first event: an increase needs a zero."""
-        for reason in ("queue_full", "draining"):
-            self.rejections.labels(reason=reason)
-        for reason in ("killed", "crashed", "hung", "startup_timeout", "exited"):
-            self.worker_restarts.labels(reason=reason)
-        for outcome in ("succeeded", "rejected", "failed", "cancelled", "expired"):
-            self.adaptations.labels(outcome=outcome)
-        for outcome in ("accepted", "rejected"):
-            self.focus.labels(outcome=outcome)
+        for name, sets in ZEROS.items():
+            for values in sets:
+                self._by_name[name].labels(*values.split())
 
     @property
     def declared(self) -> Collection[str]:
@@ -276,7 +287,6 @@ class Metrics:
         self.steps.inc()
         for key, name in (
             ("reward_mean", "adaptation_reward"),
-            ("entropy_mean", "adaptation_entropy_nats"),
             ("grad_norm", "adaptation_grad_norm"),
         ):
             value = data.get(key)

@@ -51,6 +51,11 @@ class Surroundings:
         """Add one to a counter of the API process."""
         self.observe(Observation(name=name, value=1.0, labels=labels))
 
+    def count_verdict(self, kind: str, accepted: bool) -> None:
+        """Count what the gate said of a document's or a question's delta."""
+        outcome = "accepted" if accepted else "rejected"
+        self.count("gate_verdicts_total", kind=kind, outcome=outcome)
+
     def trace(self, traceparent: str) -> WorkTrace:
         """Where a job's time is written down."""
         return WorkTrace(traceparent, self.emit, self.clock)
