@@ -74,7 +74,8 @@ class Settings(BaseSettings):
     default."""
 
     device: str = "cpu"
-    """Device of the worker, as torch names it."""
+    """Device of the workers, as torch names it; `cuda` is the first GPU, or cuda:0, cuda:1 and so
+    on for several workers."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the base weights; recurrent states and deltas stay float32."""
     kernels: Literal["auto", "reference", "triton"] = "auto"
@@ -82,8 +83,8 @@ class Settings(BaseSettings):
     stops with a reason where Triton cannot run."""
     threads: int = Field(default=1, ge=1)
     """Threads of torch per worker; leave one core to the API process."""
-    num_workers: int = Field(default=1, ge=1)
-    """Worker processes."""
+    workers: int = Field(default=1, ge=1)
+    """Worker processes, each with a copy of the model; with device `cuda`, one GPU each."""
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     """Longest request body; a longer one is refused with 413 before it is read whole."""
@@ -217,7 +218,7 @@ class Settings(BaseSettings):
         )
         return PoolConfig(
             worker=worker,
-            num_workers=self.num_workers,
+            num_workers=self.workers,
             startup_timeout_s=self.startup_timeout_s,
             heartbeat_timeout_s=self.heartbeat_timeout_s,
             max_waiting_requests=self.max_active_requests,

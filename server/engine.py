@@ -315,6 +315,8 @@ class Engine:
             requests_running=counts.requests_running,
             adaptation_finish_s=finish_s,
             backlog_s=backlog_s,
+            adaptation_bytes=counts.adaptation_bytes,
+            adaptation_capacity_bytes=self.scheduler.config.adaptation_bytes,
             slots_used=self.slots.table.num_used,
             slots_free=self.slots.table.num_free,
             adapters=adapters,

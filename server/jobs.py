@@ -218,16 +218,12 @@ class Jobs:
         return row
 
     def finish_s(self, id: str) -> float | None:
-        """A worker's estimate of the seconds to a job's end; None when it has none yet."""
-        for worker in self._pool.workers():
-            if worker.stats is not None and id in worker.stats.stats.adaptation_finish_s:
-                return worker.stats.stats.adaptation_finish_s[id]
-        return None
+        """Estimated seconds to a job's end; None when nobody can tell yet."""
+        return self._pool.finish_s(id)
 
     def backlog_s(self) -> float:
-        """Seconds of work that the least busy worker has before it."""
-        beats = [worker.stats for worker in self._pool.workers() if worker.stats is not None]
-        return min((beat.stats.backlog_s for beat in beats), default=1.0)
+        """Estimated seconds until all jobs are done, 1 at least: when to come back."""
+        return max(self._pool.backlog_s(), 1.0)
 
     async def progress(self, id: str, deadline: float) -> AsyncGenerator[dict[str, Any], None]:
         """A job's progress at each change until it has ended; WorkFailedError at the deadline."""

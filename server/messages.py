@@ -287,6 +287,9 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated seconds until each adaptation of this worker is done, at the rate of late."""
     backlog_s: float = 0.0
     """Estimated seconds until all of them are done."""
+    adaptation_bytes: int = 0
+    """Memory that its adaptations need, waiting ones included, by estimate."""
+    adaptation_capacity_bytes: int = 0
     requests_waiting: int = 0
     """Requests of which no sequence decodes yet (queued, in focus or in prefill)."""
     requests_running: int = 0

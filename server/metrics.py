@@ -18,7 +18,7 @@ from prometheus_client import (
 
 from imprint import __version__
 from imprint.server.host import Host
-from imprint.server.messages import Heartbeat, Observation
+from imprint.server.messages import Heartbeat, Observation, WorkerStats
 from imprint.server.pool_interface import WorkerStatus
 
 # The buckets of vLLM, so that dashboards made for it compare; finer ones below for small models.
@@ -237,6 +237,15 @@ class Metrics:
         self.heartbeat_age = add(
             Gauge, "worker_heartbeat_age_seconds", "Age of the last heartbeat.", "worker"
         )
+        self.worker_adaptations = add(
+            Gauge,
+            "worker_adaptations",
+            "A worker's adaptations: running, waiting.",
+            "worker state",
+        )
+        self.worker_requests = add(
+            Gauge, "worker_requests", "A worker's requests: running, waiting.", "worker state"
+        )
         self.worker_memory = add(
             Gauge, "worker_memory_bytes", "Resident memory of a worker process.", "worker"
         )
@@ -322,12 +331,24 @@ class Metrics:
                 seen = self._restarts_seen.get((worker.name, reason), 0)
                 self.worker_restarts.labels(reason=reason).inc(max(0, total - seen))
                 self._restarts_seen[worker.name, reason] = total
+            self._show_queue(worker)
             if worker.stats is not None:
                 self.worker_memory.labels(worker=worker.name).set(worker.stats.stats.memory_bytes)
                 for kind, nbytes in worker.stats.stats.device_bytes.items():
                     self.gpu_memory.labels(worker=worker.name, kind=kind).set(nbytes)
         self._sum_stats([worker.stats for worker in workers if worker.up and worker.stats])
         return generate_latest(self.registry)
+
+    def _show_queue(self, worker: WorkerStatus) -> None:
+        """What a worker has, by its last heartbeat; nothing, where it is not there."""
+        stats = WorkerStats() if worker.stats is None else worker.stats.stats
+        for metric, state, count in (
+            (self.worker_adaptations, "running", stats.adaptations_running),
+            (self.worker_adaptations, "waiting", stats.adaptations_waiting),
+            (self.worker_requests, "running", stats.requests_running),
+            (self.worker_requests, "waiting", stats.requests_waiting),
+        ):
+            metric.labels(worker=worker.name, state=state).set(count)
 
     def _sum_stats(self, beats: list[Heartbeat]) -> None:
         stats = [beat.stats for beat in beats]

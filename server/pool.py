@@ -7,16 +7,12 @@ Everything runs on the event loop that called `start`.
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-
-import zmq
-import zmq.asyncio
 
 from imprint.adapters import faults
 from imprint.server.messages import (
@@ -38,16 +34,17 @@ from imprint.server.messages import (
     decode_from_worker,
     encode,
 )
+from imprint.server.pool_wire import Wire
 from imprint.server.work_stream import WorkStream
 from imprint.server.work_table import Work, WorkTable
-from imprint.server.worker_config import PoolConfig
+from imprint.server.worker_config import PoolConfig, worker_device
 from imprint.server.worker_process import WorkerProcess, WorkerStatus
 
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 1.0
-SETTLE_MS = 50
 KILL_WAIT_S = 5.0
+EVICT_AGAIN_S = 5.0
 
 
 @dataclass(slots=True)
@@ -55,34 +52,8 @@ class _Eviction:
     """Workers that have not said yet that an adapter is gone, and who waits for it."""
 
     waiting: set[str] = field(default_factory=set)
+    asked_at: float = 0.0
     done: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class _Wire:
-    """The socket of a running pool, in a folder that only this user may enter."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="imprint-")
-        self._context = zmq.asyncio.Context()
-        self.endpoint = f"ipc://{self._folder}/pool"
-        self.socket = self._context.socket(zmq.ROUTER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        # work in flight is bounded, so the socket need not be; a message must never be dropped
-        self.socket.setsockopt(zmq.SNDHWM, 0)
-        self.socket.setsockopt(zmq.RCVHWM, 0)
-        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.bind(self.endpoint)
-
-    async def settle(self) -> None:
-        """Let what has arrived be taken in: the last words of a worker that has ended."""
-        while await self.socket.poll(SETTLE_MS):
-            await asyncio.sleep(0)
-
-    def close(self) -> None:
-        """Leave no socket, thread or file."""
-        self.socket.close()
-        self._context.term()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Pool:
@@ -94,12 +65,16 @@ class Pool:
         self.on_span: Callable[[SpanRecord], None] | None = None
         """Called with every span of a trace that a worker reports."""
         self._config = config
-        self._workers = [WorkerProcess(f"worker-{i}", config) for i in range(config.num_workers)]
+        num_workers, device = config.num_workers, config.worker.device
+        self._workers = [
+            WorkerProcess(f"worker-{i}", config, worker_device(device, i, num_workers))
+            for i in range(num_workers)
+        ]
         self._table = WorkTable(config, self._workers)
         self._evictions: dict[str, _Eviction] = {}
         self._info: Ready | None = None
         self._closing = asyncio.Event()
-        self._wire: _Wire | None = None
+        self._wire: Wire | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -107,7 +82,8 @@ class Pool:
 
     async def start(self) -> None:
         """Start the workers; returns before they are ready."""
-        wire = self._wire = _Wire()
+        Path(self._config.worker.store).mkdir(parents=True, exist_ok=True)
+        wire = self._wire = Wire()
         self._tasks = [
             asyncio.create_task(self._receive_forever(wire), name="pool-receive"),
             asyncio.create_task(self._expire_forever(), name="pool-expire"),
@@ -154,8 +130,8 @@ class Pool:
 
     @property
     def ready(self) -> bool:
-        """Whether every worker is up."""
-        return not self._closing.is_set() and all(worker.up for worker in self._workers)
+        """Whether a worker is up: the others are started again meanwhile, and one serves all."""
+        return not self._closing.is_set() and any(worker.up for worker in self._workers)
 
     @property
     def info(self) -> Ready | None:
@@ -165,6 +141,14 @@ class Pool:
     def workers(self) -> list[WorkerStatus]:
         """One status per worker."""
         return [worker.status() for worker in self._workers]
+
+    def finish_s(self, id: str) -> float | None:
+        """Estimated seconds to an adaptation's end; None where nobody can tell yet."""
+        return self._table.finish_s(id)
+
+    def backlog_s(self) -> float:
+        """Estimated seconds to the end of all adaptations; 0 where nobody can tell yet."""
+        return self._table.backlog_s()
 
     # ---- work ----------------------------------------------------------------------------------
 
@@ -202,11 +186,17 @@ class Pool:
             work.cancelled = True  # no dying worker brings it back
             if work.worker is None:
                 self._table.cancel(work)
+        self._table.residency.forget_adapter(adapter_id)
         eviction = self._evictions.setdefault(adapter_id, _Eviction())
         eviction.waiting = {worker.name for worker in self._workers}
-        for worker in self._workers:
-            self._send(worker, Evict(adapter_id=adapter_id))
+        self._ask_to_evict(adapter_id, eviction)
         await eviction.done.wait()
+
+    def _ask_to_evict(self, adapter_id: str, eviction: _Eviction) -> None:
+        eviction.asked_at = time.monotonic()
+        for worker in self._workers:
+            if worker.name in eviction.waiting:
+                self._send(worker, Evict(adapter_id=adapter_id))
 
     def _abandon(self, work: Work) -> None:
         """The consumer closed the stream before the work's end. The id is free when that comes."""
@@ -222,7 +212,7 @@ class Pool:
             return
         for work in self._table.held():
             if (worker := self._table.choose(work.message)) is not None:
-                work.worker, work.started = worker, False
+                self._table.place(work, worker)
                 self._send(worker, work.with_time_left())
 
     def _send(self, worker: WorkerProcess, message: ToWorker) -> None:
@@ -233,7 +223,7 @@ class Pool:
 
     # ---- what workers say ----------------------------------------------------------------------
 
-    async def _receive_forever(self, wire: _Wire) -> None:
+    async def _receive_forever(self, wire: Wire) -> None:
         while True:
             identity, frame = await wire.socket.recv_multipart()
             faults.at("message_receive")
@@ -283,7 +273,7 @@ class Pool:
 
     # ---- watching ------------------------------------------------------------------------------
 
-    async def _keep(self, worker: WorkerProcess, wire: _Wire) -> None:
+    async def _keep(self, worker: WorkerProcess, wire: Wire) -> None:
         """Watch one worker until the pool closes; after its death, settle its work and restart."""
         while not self._closing.is_set():
             if not await worker.wait(WATCH_INTERVAL_S):
@@ -306,6 +296,10 @@ class Pool:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             self._table.expire()
+            for adapter_id, eviction in self._evictions.items():
+                # a worker that could not delete a file, because its folder is away, says nothing
+                if time.monotonic() - eviction.asked_at > EVICT_AGAIN_S:
+                    self._ask_to_evict(adapter_id, eviction)
 
 
 def _log_unsent(sent: "asyncio.Future[Any]") -> None:

@@ -53,7 +53,7 @@ class Pool(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether every needed worker is up."""
+        """Whether a worker is up that can take work."""
 
     @property
     def info(self) -> Ready | None:
@@ -61,6 +61,12 @@ class Pool(Protocol):
 
     def workers(self) -> Sequence[WorkerStatus]:
         """One status per worker."""
+
+    def finish_s(self, id: str) -> float | None:
+        """Estimated seconds to an adaptation's end; None where nobody can tell yet."""
+
+    def backlog_s(self) -> float:
+        """Estimated seconds to the end of all adaptations; 0 where nobody can tell yet."""
 
     async def start(self) -> None:
         """Spawn the workers; returns before they are ready."""

@@ -62,6 +62,8 @@ class Counts:
     adaptations_running: int
     requests_waiting: int
     requests_running: int
+    adaptation_bytes: int
+    """What all adaptations need, by estimate."""
 
 
 @dataclass(slots=True)
@@ -245,6 +247,9 @@ class Scheduler:
             adaptations_running=adaptations,
             requests_waiting=len(self._waiting) + len(self._admitted) - decoding,
             requests_running=decoding,
+            adaptation_bytes=sum(
+                job.num_bytes for job in (*self._waiting_jobs, *self._running_jobs.values())
+            ),
         )
 
     def finish_estimates(self) -> tuple[dict[str, float], float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from imprint.server import routing
 from imprint.server.messages import (
     Adapt,
     AdaptationDone,
@@ -20,6 +21,8 @@ from imprint.server.messages import (
     RequestMessage,
     WorkMessage,
 )
+from imprint.server.records import READY
+from imprint.server.routing import Load, Residency
 from imprint.server.work_stream import WorkStream
 from imprint.server.worker_config import PoolConfig
 from imprint.server.worker_process import WorkerProcess
@@ -58,6 +61,7 @@ class WorkTable:
         self._config = config
         self._workers = workers
         self._works: dict[str, Work] = {}
+        self.residency = Residency()
 
     def add(self, message: Adapt | Generate, on_close: Callable[[], None]) -> Work:
         """Register work. Raises ValueError if its id is in flight."""
@@ -88,13 +92,19 @@ class WorkTable:
     # ---- routing -------------------------------------------------------------------------------
 
     def choose(self, message: Adapt | Generate) -> WorkerProcess | None:
-        """The worker with the least work in flight, among those that can take this."""
-        loads = {worker.name: 0 for worker in self._workers}
+        """The best of the workers that can take this; see `routing.py`."""
+        loads = {worker.name: Load() for worker in self._workers}
         for other in self._works.values():
             if other.worker is not None:
-                loads[other.worker.name] += 1
+                loads[other.worker.name].add(other.message)
         able = [w for w in self._workers if w.up and self._has_room(w, message)]
-        return min(able, key=lambda worker: loads[worker.name], default=None)
+        return routing.choose(message, able, loads, self.residency)
+
+    def place(self, work: Work, worker: WorkerProcess) -> None:
+        """Work is at a worker from now on; what it asks of an adapter brings that there."""
+        work.worker, work.started = worker, False
+        if isinstance(work.message, Generate) and work.message.adapter_id is not None:
+            self.residency.note(worker.name, work.message.adapter_id)
 
     def _has_room(self, worker: WorkerProcess, message: Adapt | Generate) -> bool:
         if isinstance(message, Generate):
@@ -123,8 +133,37 @@ class WorkTable:
         work.stream.put(message)
         if not work.stream.ended:
             return None
+        if isinstance(message, AdaptationDone) and message.status in READY:
+            self.residency.note(worker.name, id)
         self.drop(work)
         return work
+
+    # ---- estimates -----------------------------------------------------------------------------
+
+    def finish_s(self, id: str) -> float | None:
+        """Seconds until an adaptation is done: its worker's estimate, or, while it waits here, when
+        all before it are through. None where nobody can tell yet."""
+        work = self._works.get(id)
+        if work is None:
+            return None
+        if work.worker is not None:
+            beat = work.worker.beat
+            return None if beat is None else beat.stats.adaptation_finish_s.get(id)
+        return self._backlog_s(until=work) or None
+
+    def backlog_s(self) -> float:
+        """Seconds until all adaptations in flight are done; 0 where nobody can tell yet."""
+        return self._backlog_s(until=None)
+
+    def _backlog_s(self, until: Work | None) -> float:
+        given = held = 0
+        for work in self._works.values():
+            if isinstance(work.message, Adapt):
+                given += len(work.message.tokens) if work.worker is not None else 0
+                held += len(work.message.tokens) if work.worker is None else 0
+            if work is until:
+                break
+        return routing.backlog_s(self._workers, given, held)
 
     # ---- ends that the pool decides ------------------------------------------------------------
 
@@ -153,6 +192,7 @@ class WorkTable:
 
     def orphan(self, worker: WorkerProcess, reason: str) -> None:
         """Decide on everything that a dead worker had."""
+        self.residency.forget_worker(worker.name)
         for work in self.all():
             if work.worker is not worker:
                 continue

@@ -22,6 +22,7 @@ import torch
 import zmq
 
 from imprint.adapters import faults
+from imprint.adapters.files import StoreGoneError
 from imprint.adapters.gate import load_neutral
 from imprint.models import ModelError, load_model, load_tokenizer, weights_hash
 from imprint.models.kernels import uses_triton
@@ -38,6 +39,7 @@ T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
 EXIT_LINGER_MS = 2000
+EXIT_STORE_GONE = 74  # EX_IOERR of sysexits.h
 EXIT_UNUSABLE_MODEL = 78  # EX_CONFIG of sysexits.h
 
 
@@ -125,6 +127,19 @@ class Worker:
         self._engine.handle(Drain())
 
 
+def check_place(config: WorkerConfig) -> None:
+    """Raises StoreGoneError without the store's folder, which the pool has made once, and
+    ModelError without the device."""
+    if not Path(config.store).is_dir():
+        raise StoreGoneError(Path(config.store))
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"there is no {config.device}: torch sees {torch.cuda.device_count()} GPUs; "
+            "each of --workers needs one"
+        )
+
+
 def load_engine(config: WorkerConfig, emit: Emit) -> tuple[Engine, Ready]:
     """The engine of a configuration, and what the worker says when it stands."""
     folder = Path(config.model)
@@ -173,7 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(start.log_level, start.log_format, start.identity)
     torch.set_num_threads(start.worker.threads)
     try:
+        check_place(start.worker)
         worker = Worker(start)
+    except StoreGoneError as error:
+        log.error("%s; trying again until it is back", error)
+        return EXIT_STORE_GONE
     except ModelError as error:
         log.error("%s", error)
         return EXIT_UNUSABLE_MODEL

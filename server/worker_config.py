@@ -51,6 +51,11 @@ class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Literal["text", "json"] = "text"
 
 
+def worker_device(device: str, index: int, num_workers: int) -> str:
+    """The device of one of several workers: each GPU has its own, a CPU is shared."""
+    return f"cuda:{index}" if device == "cuda" and num_workers > 1 else device
+
+
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How many workers run, how long the pool waits for them and how much it queues."""
 

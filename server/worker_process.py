@@ -22,7 +22,7 @@ from imprint.server.worker_config import PoolConfig, WorkerStart
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 30.0
-ENDINGS = {0: "exited", 78: "unusable_model", -signal.SIGKILL: "killed"}
+ENDINGS = {0: "exited", 74: "store_gone", 78: "unusable_model", -signal.SIGKILL: "killed"}
 """Reasons by exit status; every other status is a crash."""
 STABLE_AFTER_S = 60.0
 KEYS_VARIABLE = "IMPRINT_API_KEYS"
@@ -38,7 +38,7 @@ class WorkerStatus:
     heartbeat_age_s: float
     restarts: dict[str, int] = field(default_factory=dict)
     """Times it was replaced, by reason: killed, crashed, hung, startup_timeout, exited,
-    unusable_model."""
+    store_gone, unusable_model."""
     stats: Heartbeat | None = None
 
 
@@ -50,8 +50,11 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
 class WorkerProcess:
     """One place for a worker; its process comes and goes."""
 
-    def __init__(self, name: str, config: PoolConfig) -> None:
+    def __init__(self, name: str, config: PoolConfig, device: str | None = None) -> None:
+        """`device` stands in for that of the config, which all workers share."""
         self.name = name
+        device = config.worker.device if device is None else device
+        self._worker = msgspec.structs.replace(config.worker, device=device)
         self.ready: Ready | None = None
         self.beat: Heartbeat | None = None
         self.identity = b""
@@ -92,7 +95,7 @@ class WorkerProcess:
         self._incarnation += 1
         identity = f"{self.name}.{self._incarnation}"
         start = WorkerStart(
-            worker=self._config.worker,
+            worker=self._worker,
             endpoint=endpoint,
             identity=identity,
             parent_pid=os.getpid(),

@@ -22,13 +22,13 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready")
 async def ready(services: FromApp) -> dict[str, str]:
-    """Every needed worker has loaded the model and its heartbeat is young; otherwise 503."""
+    """A worker has loaded the model and its heartbeat is young; otherwise 503."""
     services.jobs.refuse_when_draining()
     if not services.pool.ready:
         if any("unusable_model" in worker.restarts for worker in services.pool.workers()):
             message = "the workers cannot load the model; the server's log says why"
             raise OverloadedError(message, code="unusable_model", retry_after_s=30)
-        raise OverloadedError("not every worker is ready yet", code="not_ready")
+        raise OverloadedError("no worker is ready yet", code="not_ready")
     return {"status": "ready"}
 
 

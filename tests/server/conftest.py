@@ -62,6 +62,13 @@ class FakePool:
     async def start(self) -> None:
         pass
 
+    def finish_s(self, id: str) -> float | None:
+        stats = self.worker.stats
+        return None if stats is None else stats.stats.adaptation_finish_s.get(id)
+
+    def backlog_s(self) -> float:
+        return 0.0 if self.worker.stats is None else self.worker.stats.stats.backlog_s
+
     async def close(self, *, grace_s: float) -> None:
         self.closed = True
 

@@ -68,7 +68,7 @@ def test_settings_reach_the_pool(tmp_path: Path) -> None:
     settings = Settings(
         data_dir=tmp_path,
         num_slots=3,
-        num_workers=2,
+        workers=2,
         max_active_requests=7,
         kernels="reference",
     )

@@ -74,7 +74,11 @@ class Worker:
 def test_workers_are_summed_and_restarts_counted_once() -> None:
     metrics = Metrics()
     stats = WorkerStats(
-        slots_used=1, slots_free=3, adapters={"host": 2, "disk": 5}, adapter_bytes={"host": 10}
+        adaptations_running=2,
+        slots_used=1,
+        slots_free=3,
+        adapters={"host": 2, "disk": 5},
+        adapter_bytes={"host": 10},
     )
     workers: list[object] = [
         Worker("a", True, {"crashed": 2}, stats),
@@ -87,6 +91,7 @@ def test_workers_are_summed_and_restarts_counted_once() -> None:
     assert found["imprint_adapters|tier=host"] == 4
     assert found["imprint_adapters|tier=disk"] == 5  # one folder, shared
     assert found["imprint_worker_up|worker=c"] == 0
+    assert found["imprint_worker_adaptations|state=running|worker=b"] == 2
     assert found["imprint_worker_restarts_total|reason=crashed"] == 2
 
 

@@ -49,6 +49,7 @@ class Peer:
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.store = folder / "store"
+        self.store.mkdir()
         endpoint = f"ipc://{folder}/pool"
         self.socket.bind(endpoint)
         worker = WorkerConfig(
@@ -162,7 +163,29 @@ def test_a_broken_job_does_not_end_the_worker(peer: Peer) -> None:
     assert done.adaptation_id == "c"
 
 
+def test_a_worker_does_not_start_without_the_store_or_the_device(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for number, (store, device, status) in enumerate(
+        [(tmp_path / "away", "cpu", 74), (tmp_path, "cuda:99", 78)]
+    ):
+        worker = WorkerConfig(model=str(tiny_checkpoint), store=str(store), device=device)
+        start = WorkerStart(
+            worker=worker,
+            endpoint=f"ipc://{tmp_path}/{number}",
+            identity="w",
+            parent_pid=os.getpid(),
+        )
+        command = [sys.executable, "-m", "imprint.server.worker", msgspec.json.encode(start)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode == status
+        reason = "the store's folder is not there" if status == 74 else "there is no cuda:99"
+        assert reason in ended.stderr
+    assert not (tmp_path / "away").exists()
+
+
 def test_a_worker_dies_with_its_parent(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
     worker = WorkerConfig(model=str(tiny_checkpoint), store=str(tmp_path / "store"))
     script = f"""
 import os, subprocess, sys, time, msgspec
