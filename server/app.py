@@ -34,6 +34,7 @@ from imprint.server.routes import (
     documents,
     health,
     models,
+    page,
     studies,
 )
 from imprint.server.security import CrossOrigin, OwnPagesOnly, SecurityHeaders
@@ -93,6 +94,7 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
     _add_guards(app, settings, keys, limits)
     for module in (documents, adaptations, studies, answers, completions, chat, models, health):
         app.include_router(module.router)
+    app.include_router(page.page_router())
     app.add_exception_handler(ImprintError, _imprint_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

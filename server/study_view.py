@@ -6,6 +6,7 @@ Ids become text here, in the API process, from the document in the journal. Know
 import asyncio
 import struct
 from math import isfinite
+from statistics import fmean
 from typing import Any
 
 from imprint.models.tokenizer import Tokenizer
@@ -17,6 +18,8 @@ from imprint.server.messages import StepBranches
 from imprint.server.records import READY, AdaptationRow
 from imprint.server.replies import list_object
 from imprint.server.study_journal import StudyRow
+
+PROFILE_PIECES = 240
 
 
 class StudyView:
@@ -46,6 +49,11 @@ class StudyView:
         data = await asyncio.to_thread(self._step_objects, row, study, text, found[:limit])
         page = list_object(data, has_more=len(found) > limit, key="step")
         return {"adaptation": row.id, **page, "num_tokens": row.num_tokens}
+
+    async def profile(self, row: AdaptationRow) -> dict[str, Any]:
+        """The entropies of the whole document in few numbers. Raises as `tokens` does."""
+        study, _ = await self._study(row)
+        return await asyncio.to_thread(_profile, row, study)
 
     async def _study(self, row: AdaptationRow) -> tuple["_Study", str]:
         kept = await self._journal(study_journal.reading, row.id)
@@ -121,12 +129,34 @@ class _Study:
         """Characters of the text before a token; behind the last one, all of them."""
         return 0 if token == 0 else int(struct.unpack_from("<I", self._ends, 4 * (token - 1))[0])
 
+    def entropies(self) -> tuple[float, ...]:
+        """All of them, in nats: of the second token first. Those that are no numbers count as 0."""
+        values = struct.unpack(f"<{self.num_tokens}e", self._entropies)[:-1]
+        return tuple(value if isfinite(value) else 0.0 for value in values)
+
     def entropy(self, token: int) -> float | None:
         """How unsure the model was, in nats, of what this token would be."""
         if token == 0:
             return None
         (value,) = struct.unpack_from("<e", self._entropies, 2 * (token - 1))
         return round(float(value), 3) if isfinite(value) else None
+
+
+def _profile(row: AdaptationRow, study: _Study) -> dict[str, Any]:
+    values = study.entropies() or (0.0,)
+    ranked = sorted(values)
+    pieces = min(PROFILE_PIECES, len(values))
+    bounds = [i * len(values) // pieces for i in range(pieces + 1)]
+    means = [fmean(values[bounds[i] : bounds[i + 1]]) for i in range(pieces)]
+    return {
+        "object": "study.profile",
+        "adaptation": row.id,
+        "num_tokens": study.num_tokens,
+        "entropy_mean": round(fmean(values), 3),
+        "low": round(ranked[len(ranked) // 20], 3),
+        "high": round(ranked[-1 - len(ranked) // 20], 3),
+        "entropies": [round(mean, 3) for mean in means],
+    }
 
 
 def _token_page(

@@ -25,6 +25,13 @@ async def steps(
     return await services.studies.steps(row, after=after, limit=limit)
 
 
+@router.get("/profile")
+async def profile(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
+    """The whole document's entropy in at most 240 pieces, and the bounds of most of its tokens."""
+    row = await services.jobs.get(id, owner)
+    return await services.studies.profile(row)
+
+
 @router.get("/tokens")
 async def tokens(
     id: str,
