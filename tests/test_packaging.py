@@ -57,6 +57,12 @@ def test_wheel_holds_the_bundled_model(wheel_names: set[str]) -> None:
     assert [name for name in files if f"{folder}/{name}" not in wheel_names] == []
 
 
+def test_wheel_holds_the_page(wheel_names: set[str]) -> None:
+    files = {f"imprint/server/static/{path.name}" for path in (ROOT / "server/static").iterdir()}
+    assert len(files) > 10
+    assert files <= wheel_names
+
+
 def test_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     code = (ROOT / "src/imprint/__init__.py").read_text(encoding="utf-8")

@@ -85,7 +85,7 @@ export class Curves {
     const values = points.flatMap((point) => [chart.spread ? under(point) : point[chart.name],
       point[chart.name] + band(point)]);
     if (Number.isFinite(base)) values.push(base);
-    const [low, high] = padded(Math.min(...values), Math.max(...values));
+    const [low, high] = padded(Math.min(...values), Math.max(...values), chart.spread);
     const x = (step) => LEFT + ((WIDTH - LEFT - RIGHT) * (step - 1)) / Math.max(1, this.#steps - 1);
     const y = (value) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - value)) / (high - low);
     const path = (pairs) => pairs.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
@@ -109,7 +109,8 @@ export class Curves {
   }
 }
 
-function padded(low, high) {
+/** A little room on both sides; a range that `starts` at nothing, or above, stays there. */
+function padded(low, high, starts) {
   const room = (high - low) * 0.08 || Math.abs(high) * 0.05 || 1e-9;
-  return [low - room, high + room];
+  return [starts && low >= 0 ? 0 : low - room, high + room];
 }

@@ -30,6 +30,7 @@ PATHS = {
     "/v1/documents/{id}": "{document}",
     "/v1/adaptations/{id}": "{adaptation}",
     "/v1/models/{name:path}": "tiny:{adaptation}",
+    "/static/{name}": "{adaptation}.js",  # no file: the page's files are everybody's
 }
 """What stands for a route's parameter: of the longest path here that the route's begins with."""
 BODIES: dict[str, dict[str, Any]] = {}
