@@ -134,7 +134,7 @@ class Answers:
         answers: dict[int, dict[str, Any]] = {}
         done: list[Finished] = []
         try:
-            async with aclosing(generation.run()) as events:
+            async with self._retention.using(row.id), aclosing(generation.run()) as events:
                 async for event in events:
                     match event:
                         case FocusStep(step=step, steps=steps):

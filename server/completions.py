@@ -148,7 +148,7 @@ class Completions:
             strip=strip,
         )
         try:
-            async with aclosing(generation.run()) as events:
+            async with self._retention.using(adapter), aclosing(generation.run()) as events:
                 async for event in events:
                     if not isinstance(event, FocusStep):
                         yield event

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     """Largest `max_tokens` that a request may ask for."""
     max_active_adaptations: int = Field(default=256, ge=1)
     """Adaptations queued or running; one more is refused with 503 `queue_full`."""
+    max_active_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Bytes of the documents of adaptations queued or running together; a document beyond that is
+    refused with 503 `queue_full`, unless it is alone."""
     max_active_requests: int = Field(default=256, ge=1)
     """Answers and completions waiting or running; one more is refused with 503 `queue_full`."""
     max_event_streams: int = Field(default=256, ge=1)
@@ -119,6 +122,9 @@ class Settings(BaseSettings):
     """Deadline of an adaptation, from its submission to a worker; a request may shorten it."""
     answer_adapter_ttl_s: float = Field(default=24 * 3600.0, gt=0)
     """How long the adapter of a document that was only sent with questions is kept for more."""
+    adapter_idle_s: float = Field(default=0.0, ge=0)
+    """Free an adapter that nobody has asked for this long, where the request that made it does not
+    say otherwise; 0 keeps it."""
     history_s: float = Field(default=7 * 24 * 3600.0, gt=0)
     """How long failed, cancelled and expired adaptations are remembered."""
     drain_timeout_s: float = Field(default=30.0, ge=0)

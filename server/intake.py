@@ -73,24 +73,28 @@ class Intake:
         """The job that a client asks for by name, and its document's tokens."""
         self._check_model(body.model)
         method = parse_method(body.method, preset=self._settings.default_preset)
-        text, tokens = await self._document(body, owner)
-        self.limits.admit_tokens(owner, len(tokens))
         limit_s = self._settings.adaptation_timeout_s
+        idle_s = self._settings.adapter_idle_s
         new = NewAdaptation(
             id=f"adp_{secrets.token_hex(12)}",
             owner=owner,
-            text=text,
+            text=body.document or "",
             model=self._settings.served_model_name,
             method=method,
             seed=body.seed,
-            num_tokens=len(tokens),
+            num_tokens=0,
             pinned=True,
             priority=body.priority,
             timeout_s=min(body.timeout_s or limit_s, limit_s),
             expires_after_s=body.expires_after_s,
+            idle_expires_after_s=body.idle_expires_after_s or idle_s or None,
             metadata=body.metadata,
         )
-        return new, tokens
+        if body.document is not None:
+            await self._jobs.refuse_when_full(new)
+        text, tokens = await self._document(body, owner)
+        self.limits.admit_tokens(owner, len(tokens))
+        return dataclasses.replace(new, text=text, num_tokens=len(tokens)), tokens
 
     async def answer_adaptation(
         self, body: CreateAnswers, owner: str

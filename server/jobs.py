@@ -48,6 +48,7 @@ class Jobs:
         *,
         model: str,
         max_active: int,
+        max_active_bytes: int,
         drain_timeout_s: float,
     ) -> None:
         self.journal = journal
@@ -57,6 +58,7 @@ class Jobs:
         self._progress = progress
         self._model = model
         self._max_active = max_active
+        self._max_active_bytes = max_active_bytes
         self._active: dict[str, ActiveJob] = {}
         self._background = Background()
         self._admission = asyncio.Lock()
@@ -149,18 +151,29 @@ class Jobs:
             self._metrics.rejections.labels(reason="draining").inc()
             raise OverloadedError("the server is shutting down", code="draining", retry_after_s=10)
 
+    def _overloaded(self, reason: str) -> OverloadedError:
+        self._metrics.rejections.labels(reason="queue_full").inc()
+        return OverloadedError(f"{reason}; try again later", retry_after_s=self.backlog_s())
+
+    async def refuse_when_full(self, new: NewAdaptation) -> None:
+        """Raises OverloadedError where `create` would, before anybody has tokenized the document:
+        under overload most requests end here, and must cost little."""
+        if len(self._active) >= self._max_active and await self.journal(Journal.find, new) is None:
+            raise self._overloaded(f"{len(self._active)} adaptations are queued or running")
+
     async def _create(
         self, new: NewAdaptation, tokens: list[int], *, waiter: bool = False
     ) -> tuple[AdaptationRow, bool]:
         async with self._admission:
             try:
-                row, is_new = await self.journal(Journal.create, new, max_active=self._max_active)
-            except JournalFullError:
-                self._metrics.rejections.labels(reason="queue_full").inc()
-                raise OverloadedError(
-                    f"{self._max_active} adaptations are queued or running; try again later",
-                    retry_after_s=self.backlog_s(),
-                ) from None
+                row, is_new = await self.journal(
+                    Journal.create,
+                    new,
+                    max_active=self._max_active,
+                    max_active_bytes=self._max_active_bytes,
+                )
+            except JournalFullError as error:
+                raise self._overloaded(str(error)) from None
             except DocumentGoneError as error:
                 raise document_not_found(str(error), param="document_id") from None
             if is_new:

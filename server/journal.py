@@ -31,7 +31,7 @@ _ADAPTATION = (
 
 
 class JournalFullError(Exception):
-    """As many adaptations are active as may be."""
+    """As many adaptations are active, or as many bytes of their documents, as may be."""
 
 
 class DocumentGoneError(Exception):
@@ -41,45 +41,64 @@ class DocumentGoneError(Exception):
 class Journal(JournalFile):
     """Adaptations and their events. Not for use from two threads at once."""
 
-    def create(self, new: NewAdaptation, *, max_active: int) -> tuple[AdaptationRow, bool]:
+    def create(
+        self, new: NewAdaptation, *, max_active: int, max_active_bytes: int = 1 << 62
+    ) -> tuple[AdaptationRow, bool]:
         """The adaptation for this request, and whether it is new.
 
         One that is queued, running or ready already is returned instead of a second; raises
         JournalFullError where a new one would be one too many, and DocumentGoneError.
         """
         with self.transaction():
-            return self._create(new, max_active)
+            return self._create(new, max_active, max_active_bytes)
 
-    def _create(self, new: NewAdaptation, max_active: int) -> tuple[AdaptationRow, bool]:
+    def find(self, new: NewAdaptation) -> AdaptationRow | None:
+        """The adaptation that this request would be given, if there is one already."""
+        found = self._find(new, _content(new.text)[0])
+        return None if found is None else adaptation_row(found)
+
+    def _find(self, new: NewAdaptation, sha256: str) -> Any:
+        return self._db.execute(
+            f"{_ADAPTATION} WHERE owner=? AND sha256=? AND model=? AND method=? AND seed=?"
+            " AND status IN ('queued','running','succeeded','rejected') AND deleting=0"
+            " AND cancel_requested=0",
+            (new.owner, sha256, new.model, json.dumps(new.method, sort_keys=True), new.seed),
+        ).fetchone()
+
+    def _create(
+        self, new: NewAdaptation, max_active: int, max_active_bytes: int
+    ) -> tuple[AdaptationRow, bool]:
         sha256, num_bytes, data = _content(new.text)
         method = json.dumps(new.method, sort_keys=True)
         if isinstance(new.text, StoredText):
             self._check_document(new.text)
-        found = self._db.execute(
-            f"{_ADAPTATION} WHERE owner=? AND sha256=? AND model=? AND method=? AND seed=?"
-            " AND status IN ('queued','running','succeeded','rejected') AND deleting=0"
-            " AND cancel_requested=0",
-            (new.owner, sha256, new.model, method, new.seed),
-        ).fetchone()
+        found = self._find(new, sha256)
         if found is not None:
             if new.pinned and not found["pinned"]:
                 self._pin(found["id"], new.expires_after_s)
             return adaptation_row(found), False
-        if self.num_active() >= max_active:
-            raise JournalFullError
+        num_active, active_bytes = self.active()
+        if num_active >= max_active:
+            raise JournalFullError(f"{num_active} adaptations are queued or running")
+        if num_active and active_bytes + num_bytes > max_active_bytes:
+            raise JournalFullError(
+                f"documents of {active_bytes} bytes are queued or running, at most "
+                f"{max_active_bytes} may be"
+            )
         if data is not None:
             self._db.execute(
                 "INSERT OR IGNORE INTO texts (sha256, text) VALUES (?, ?)", (sha256, data)
             )
         self._db.execute(
             "INSERT INTO adaptations (id, owner, sha256, model, method, seed, status, pinned,"
-            " num_tokens, num_bytes, priority, timeout_s, expires_after_s, created_at,"
-            " metadata)"
-            " VALUES (?,?,?,?,?,?,'queued',?,?,?,?,?,?,?,?)",
+            " num_tokens, num_bytes, priority, timeout_s, expires_after_s, idle_expires_after_s,"
+            " created_at, metadata)"
+            " VALUES (?,?,?,?,?,?,'queued',?,?,?,?,?,?,?,?,?)",
             (
                 *(new.id, new.owner, sha256, new.model, method, new.seed, new.pinned),
                 *(new.num_tokens, num_bytes, new.priority, new.timeout_s),
-                *(new.expires_after_s, time.time(), json.dumps(new.metadata)),
+                *(new.expires_after_s, new.idle_expires_after_s),
+                *(time.time(), json.dumps(new.metadata)),
             ),
         )
         self._add_event(new.id, "queued", {})
@@ -126,14 +145,24 @@ class Journal(JournalFile):
         )
         return [adaptation_row(row) for row in rows]
 
-    def due(self, now: float) -> list[str]:
-        """Ready adaptations whose time is over."""
+    def due(self, now: float) -> list[tuple[str, str]]:
+        """Ready adaptations whose time is over, or that nobody has asked for too long, and which
+        of the two."""
         rows = self._db.execute(
-            "SELECT id FROM adaptations WHERE expires_at <= ? AND deleting=0"
-            " AND status IN ('succeeded','rejected')",
+            "SELECT id, iif(expires_at <= ?1, 'adaptation_expired', 'adapter_idle') AS reason"
+            " FROM adaptations WHERE deleting=0 AND status IN ('succeeded','rejected')"
+            " AND (expires_at <= ?1"
+            " OR max(finished_at, coalesce(used_at, 0)) + idle_expires_after_s <= ?1)",
             (now,),
         )
-        return [row["id"] for row in rows]
+        return [(row["id"], row["reason"]) for row in rows]
+
+    def touch(self, uses: dict[str, float]) -> None:
+        """Adapters were asked at these times."""
+        with self.transaction() as db:
+            db.executemany(
+                "UPDATE adaptations SET used_at=? WHERE id=?", [(at, id) for id, at in uses.items()]
+            )
 
     def forget(self, ended_before: float) -> None:
         """Delete failed, cancelled and expired adaptations that ended before then."""
@@ -146,8 +175,16 @@ class Journal(JournalFile):
 
     def num_active(self) -> int:
         """Adaptations queued or running."""
-        query = "SELECT count(*) FROM adaptations WHERE status IN ('queued','running')"
-        return int(self._db.execute(query).fetchone()[0])
+        return self.active()[0]
+
+    def active(self) -> tuple[int, int]:
+        """Adaptations queued or running, and the bytes of their documents."""
+        query = (
+            "SELECT count(*), coalesce(sum(num_bytes), 0) FROM adaptations"
+            " WHERE status IN ('queued','running')"
+        )
+        num_active, num_bytes = self._db.execute(query).fetchone()
+        return num_active, num_bytes
 
     def parts(self, id: str) -> list[str]:
         """The texts that the adaptation's document consists of, in order."""
@@ -249,7 +286,8 @@ class Journal(JournalFile):
         return bool(changed)
 
     def expire(self, id: str, *, reason: str) -> bool:
-        """A ready one's adapter is gone: adaptation_expired, adapter_evicted, adapter_corrupt."""
+        """A ready one's adapter is gone: adaptation_expired, adapter_idle, adapter_evicted,
+        adapter_corrupt."""
         with self.transaction() as db:
             changed = db.execute(
                 "UPDATE adaptations SET status='expired', error=?"

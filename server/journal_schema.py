@@ -101,4 +101,10 @@ CREATE TABLE study_steps (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final = (_FORMAT_1, _FORMAT_2, _FORMAT_3)
+# When an adapter was asked last, and after how long without a question it is freed.
+_FORMAT_4: Final = """
+ALTER TABLE adaptations ADD COLUMN used_at REAL;
+ALTER TABLE adaptations ADD COLUMN idle_expires_after_s REAL;
+"""
+
+MIGRATIONS: Final = (_FORMAT_1, _FORMAT_2, _FORMAT_3, _FORMAT_4)

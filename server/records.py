@@ -36,6 +36,7 @@ class NewAdaptation:
     priority: int = 0
     timeout_s: float | None = None
     expires_after_s: float | None = None
+    idle_expires_after_s: float | None = None
     metadata: dict[str, str]
 
 
@@ -62,10 +63,12 @@ class AdaptationRow:
     priority: int
     timeout_s: float | None
     expires_after_s: float | None
+    idle_expires_after_s: float | None
     created_at: float
     started_at: float | None
     finished_at: float | None
     expires_at: float | None
+    used_at: float | None
     metadata: dict[str, str]
     document_id: str | None
     """The owner's newest document with this content; None where it was only sent along."""

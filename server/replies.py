@@ -35,6 +35,8 @@ def adaptation_object(
         "finished_at": _moment(row.finished_at),
         "estimated_finish": None if finish_s is None else _moment(time.time() + finish_s),
         "expires_at": _moment(row.expires_at),
+        "used_at": _moment(row.used_at),
+        "idle_expires_after_s": row.idle_expires_after_s,
         "seconds": None if began is None or ended is None else round(ended - began, 3),
         "error": row.error,
         "progress": {name: progress.get(name) for name in ("phase", "step", "steps", "num_tokens")},

@@ -20,6 +20,7 @@ from imprint.server.journal_file import JournalUnavailableError
 from imprint.server.journal_thread import JournalThread
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
+from imprint.server.uses import Uses
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class Retention:
         self._history_s = history_s
         self._background = Background()
         self._deletions: dict[str, asyncio.Task[None]] = {}
+        self._uses = Uses()
+        self.using = self._uses.using
+        """While an adapter is asked, `async with retention.using(id)`: it is not idle then."""
 
     async def start(self) -> None:
         """Go on with deletions that were cut short, and sweep from time to time."""
@@ -128,8 +132,11 @@ class Retention:
 
     async def sweep(self) -> None:
         """Free the adapters whose time is over, and forget what ended long ago."""
-        for id in await self._journal(Journal.due, time.time()):
-            await self.expire(id, "adaptation_expired")
+        if uses := self._uses.recent():
+            await self._journal(Journal.touch, uses)
+            self._uses.told(uses)
+        for id, reason in await self._journal(Journal.due, time.time()):
+            await self.expire(id, reason)
         for id in await self._journal(document_journal.due_documents, time.time()):
             await self._journal(document_journal.mark_document_deleting, id)
             self._begin(id, self._delete_document(id))

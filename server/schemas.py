@@ -72,6 +72,8 @@ class CreateAdaptation(Body):
     """Fail the job after this long."""
     expires_after_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Free the adapter this long after it is ready."""
+    idle_expires_after_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Free the adapter when nobody has asked it for this long."""
     metadata: Metadata = {}
     """At most 16 short strings, given back as they are."""
 

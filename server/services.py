@@ -62,6 +62,7 @@ class Services:
             ProgressFolder(settings.pool_config().worker.store),
             model=settings.served_model_name,
             max_active=settings.max_active_adaptations,
+            max_active_bytes=settings.max_active_bytes,
             drain_timeout_s=settings.drain_timeout_s,
         )
         documents = Documents(settings, journal, tokenizer, limits)

@@ -113,7 +113,7 @@ def test_asking_by_name_keeps_a_job_that_was_made_for_an_answer(journal: Journal
 def test_asking_by_name_sets_the_time_it_is_kept(journal: Journal) -> None:
     create(journal, pinned=False, expires_after_s=5.0)
     journal.finish("adp_1", "succeeded")
-    assert journal.due(time.time() + 6) == ["adp_1"]
+    assert journal.due(time.time() + 6) == [("adp_1", "adaptation_expired")]
     create(journal, id="adp_2", pinned=True)
     assert journal.due(time.time() + 6) == []
 
@@ -195,7 +195,7 @@ def test_expiry(journal: Journal) -> None:
     create(journal, expires_after_s=10.0)
     journal.finish("adp_1", "succeeded")
     assert journal.due(time.time()) == []
-    assert journal.due(time.time() + 11) == ["adp_1"]
+    assert journal.due(time.time() + 11) == [("adp_1", "adaptation_expired")]
     assert journal.expire("adp_1", reason="adaptation_expired")
     assert not journal.expire("adp_1", reason="adaptation_expired")
     assert journal.due(time.time() + 11) == []
@@ -338,3 +338,31 @@ journal.create(dataclasses.replace(new, id="adp_2", seed=1), max_active=10)
     journal = Journal(path)
     assert [row.id for row in journal.unfinished()] == ["adp_1"]
     journal.close()
+
+
+def test_an_adapter_is_idle_from_its_last_use(journal: Journal) -> None:
+    create(journal, idle_expires_after_s=10.0, expires_after_s=100.0)
+    journal.finish("adp_1", "succeeded")
+    now = time.time()
+    assert journal.due(now + 9) == []
+    assert journal.due(now + 11) == [("adp_1", "adapter_idle")]
+    journal.touch({"adp_1": now + 9, "adp_unknown": now})
+    assert journal.due(now + 18) == []
+    assert journal.due(now + 20) == [("adp_1", "adapter_idle")]
+    assert journal.due(now + 101) == [("adp_1", "adaptation_expired")]
+
+
+def test_active_documents_are_bounded_by_their_bytes(journal: Journal) -> None:
+    def add(id: str, num_bytes: int) -> None:
+        text = id[-1] * num_bytes
+        journal.create(new(id=id, text=text), max_active=10, max_active_bytes=100)
+
+    add("adp_1", 500)  # alone, it may be as long as a body
+    with pytest.raises(JournalFullError, match="documents of 500 bytes"):
+        add("adp_2", 1)
+    journal.finish("adp_1", "succeeded")
+    add("adp_3", 60)
+    add("adp_4", 40)
+    with pytest.raises(JournalFullError):
+        add("adp_5", 1)
+    assert journal.active() == (2, 100)
