@@ -12,7 +12,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
+from imprint.adapters.draining import drain
 from imprint.adapters.policy import StepResult
-from imprint.adapters.reading import Work, read_segments
+from imprint.adapters.reading import read_segments
 from imprint.adapters.selection import select_positions
 from imprint.adapters.trunk import trunk_step
 from imprint.models import BUNDLED, FastWeightModel, LoraDelta, load_model
@@ -125,7 +126,7 @@ class _Bench:
 
     def reading(self) -> None:
         """One pass without gradients, entropies included."""
-        _drain(read_segments(self.model, self.tokens_T, segment_tokens=self.config.segment_tokens))
+        drain(read_segments(self.model, self.tokens_T, segment_tokens=self.config.segment_tokens))
 
     def step(self, group_size: int) -> Callable[[], StepResult]:
         """A whole step: reading, selection, rollouts, gradients."""
@@ -136,7 +137,7 @@ class _Bench:
             step = trunk_step(
                 self.model, self.tokens_T, config, delta=self.delta, seed=self.seed, step=0
             )
-            result: StepResult = _drain(step)
+            result: StepResult = drain(step)
             return result
 
         return run
@@ -190,14 +191,6 @@ class _Bench:
     def _forget_gradients(self) -> None:
         for tensor in self.delta.parameters():
             tensor.grad = None
-
-
-def _drain(work: Generator[Work, None, Any]) -> Any:
-    while True:
-        try:
-            next(work)
-        except StopIteration as stop:
-            return stop.value
 
 
 def _alternately(

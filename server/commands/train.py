@@ -7,12 +7,13 @@ import logging
 from pathlib import Path
 
 from imprint.models.errors import ModelError
+from imprint.server.commands import train_refine
 from imprint.server.commands.common import UsageError
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describe the command and its one phase."""
-    parser = commands.add_parser("train", help="train a model")
+    """Describe the command and its phases."""
+    parser = commands.add_parser("train", help="train a model: pre-, mid- and post-training")
     phases = parser.add_subparsers(title="phases", required=True, metavar="PHASE")
     pretrain = phases.add_parser(
         "pretrain",
@@ -40,6 +41,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--threads", type=int, default=2, metavar="N", help="parts of a batch computed at once"
     )
     pretrain.set_defaults(run=run_pretrain)
+    train_refine.add_parser(phases, "mid", "train a checkpoint on long text with REFINE")
+    train_refine.add_parser(
+        phases, "post", "train a checkpoint to answer: REFINE on prompts, then their responses"
+    )
 
 
 def run_pretrain(arguments: argparse.Namespace) -> int:

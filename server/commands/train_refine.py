@@ -1,0 +1,131 @@
+"""`imprint train mid` and `imprint train post`: REFINE on all weights of a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imprint.adapters.training.refine_config import Phase, RefineTrainingConfig
+from imprint.models.errors import ModelError
+from imprint.server.commands.common import (
+    CommandError,
+    UsageError,
+    add_model,
+    error_console,
+    model_folder,
+)
+
+if TYPE_CHECKING:
+    from imprint.adapters.training.refine_train import Numbers, Said
+
+_DATA = {
+    "mid": "objects with `text`",
+    "post": "objects with `prompt` and `response`, or `context`, `question` and `answers`",
+}
+_EPILOG = """examples:
+  imprint train {phase} --data FOLDER --out runs/{phase}
+  imprint train {phase} --config {phase}.toml --model CHECKPOINT --data FOLDER \\
+    --out runs/{phase} --max-minutes 30
+  torchrun --nproc-per-node 8 -m imprint.server.cli train {phase} --device cuda ...
+  imprint serve --model runs/{phase}/checkpoint
+
+The same command goes on where a run stopped, with the losses it would have had. metrics.jsonl in
+the run's folder has a line a round. In the TOML file, fields stand at the top and those of the
+step under [method]; lambda_rl = 0 there leaves the next-token loss alone{baseline}."""
+
+
+def add_parser(
+    phases: argparse._SubParsersAction[argparse.ArgumentParser], phase: Phase, help: str
+) -> None:
+    """Describe one phase."""
+    baseline = ", prompt_steps = 0 the supervised loss" if phase == "post" else ""
+    parser = phases.add_parser(
+        phase,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=_EPILOG.format(phase=phase, baseline=baseline),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; default: the paper")
+    add_model(parser)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help=f".jsonl or .jsonl.zst files, or folders of them: {_DATA[phase]}",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the run"
+    )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, …")
+    parser.add_argument(
+        "--max-minutes", type=float, metavar="N", help="stop after so long, to go on another time"
+    )
+    parser.add_argument(
+        "--shard-mib", type=float, metavar="N", help="largest file of weights; default: one file"
+    )
+    parser.add_argument("--json", action="store_true", help="each round as a JSON line")
+    parser.set_defaults(run=run, phase=phase)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, a line a round on standard error, or on standard output as JSON."""
+    for name in ("max_minutes", "shard_mib"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} must be more than 0, got {value}")
+    try:
+        config = RefineTrainingConfig.load(arguments.phase, arguments.config)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config: {error}") from None
+    from imprint.adapters.training.refine_train import NonFiniteError
+    from imprint.adapters.training.start import TrainingPaths, train
+
+    init = model_folder(arguments.model, arguments.revision).folder
+    paths = TrainingPaths(init=init, data=arguments.data, out=arguments.out)
+    shard_mib, minutes = arguments.shard_mib, arguments.max_minutes
+    try:
+        folder = train(
+            config,
+            paths,
+            device=arguments.device,
+            seconds=None if minutes is None else minutes * 60,
+            shard_bytes=None if shard_mib is None else int(shard_mib * 2**20),
+            said=_say_json if arguments.json else _say_line(config),
+        )
+    except NonFiniteError as error:
+        raise CommandError(f"training broke down: {error}; try a lower learning_rate") from error
+    except (ValueError, ModelError) as error:
+        raise UsageError(str(error)) from error
+    if folder is not None:
+        error_console().print(f"checkpoint: {folder.checkpoint}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _say_json(numbers: Numbers) -> None:
+    sys.stdout.write(json.dumps(numbers) + "\n")
+    sys.stdout.flush()
+
+
+def _say_line(config: RefineTrainingConfig) -> Said:
+    console = error_console()
+
+    def say(numbers: Numbers) -> None:
+        done = int(numbers["step"]) + 1
+        left_s = (config.steps - done) * numbers["seconds"] / done
+        parts = [f"round {done}/{config.steps}", f"{numbers['num_tokens'] / 1e6:.2f}M tokens"]
+        parts += [
+            f"{name.replace('_', ' ')} {numbers[name]:.4f}"
+            for name in ("ntp_loss", "policy_loss", "reward_mean", "response_loss")
+            if name in numbers
+        ]
+        parts.append(f"{left_s / 60:.1f} min left")
+        console.print("  ".join(parts), markup=False, soft_wrap=True)
+
+    return say
