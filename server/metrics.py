@@ -4,7 +4,7 @@ Workers send observations by name; the API process counts them here, so that one
 process shows everything.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import (
@@ -43,6 +43,8 @@ RISE_BUCKETS = (-0.1, -0.05, -0.02, 0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 GAIN_BUCKETS = (-2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 4)
 NORM_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000)
 
+PREFIX = "imprint_"
+
 # Labels under which a counter is shown before its first event, in the order of its declaration.
 ZEROS = {
     "admission_rejections_total": ("queue_full", "draining"),
@@ -79,7 +81,7 @@ class Metrics:
         self.build_info.labels(version=__version__).set(1)
 
     def _add(self, kind: type[Any], name: str, text: str, labels: str = "", **options: Any) -> Any:
-        metric = kind(f"imprint_{name}", text, labels.split(), registry=self.registry, **options)
+        metric = kind(f"{PREFIX}{name}", text, labels.split(), registry=self.registry, **options)
         self._by_name[name] = metric
         return metric
 
@@ -278,6 +280,11 @@ class Metrics:
     def declared(self) -> Collection[str]:
         """Every metric's name without the prefix."""
         return self._by_name.keys()
+
+    @property
+    def families(self) -> Mapping[str, Any]:
+        """Every metric by its name without the prefix, in the order of declaration."""
+        return self._by_name
 
     def observe(self, observation: Observation) -> None:
         """Count a worker's observation; raises KeyError for a name that is not declared here."""
