@@ -133,6 +133,8 @@ class Settings(BaseSettings):
     """How long the head of a request may take to arrive."""
     upload_timeout_s: float = Field(default=30.0, gt=0)
     """How long a body may take to arrive, and a second longer for each 16 KiB of it."""
+    extraction_timeout_s: float = Field(default=30.0, gt=0)
+    """How long reading the text of an uploaded file may take."""
     keep_alive_s: float = Field(default=15.0, gt=0)
     """Silence after which an SSE stream sends a comment, so that proxies keep it open."""
     write_timeout_s: float = Field(default=60.0, gt=0)

@@ -24,7 +24,7 @@ _DOCUMENT = (
 
 def create_document(journal: Journal, new: NewDocument) -> DocumentRow:
     """Store a document; durable when this returns."""
-    data = new.text.encode()
+    source, data = new.source, new.source.text.encode()
     sha256 = hashlib.sha256(data).hexdigest()
     now = time.time()
     expires_at = None if new.expires_after_s is None else now + new.expires_after_s
@@ -34,8 +34,8 @@ def create_document(journal: Journal, new: NewDocument) -> DocumentRow:
             "INSERT INTO documents (id, owner, title, media_type, source_references, metadata,"
             " created_at, expires_at) VALUES (?,?,?,?,?,?,?,?)",
             (
-                *(new.id, new.owner, new.title, new.media_type, json.dumps(new.references)),
-                *(json.dumps(new.metadata), now, expires_at),
+                *(new.id, new.owner, source.title, source.media_type),
+                *(json.dumps(source.references), json.dumps(new.metadata), now, expires_at),
             ),
         ).lastrowid
         db.execute(

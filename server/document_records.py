@@ -7,17 +7,24 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceText:
+    """A text, and what its source said beside it."""
+
+    text: str
+    media_type: str = "text/plain"
+    title: str | None = None
+    references: list[dict[str, Any]] = field(default_factory=list)
+    """Places of the source: `{"kind", "number", "start", "end"}`, offsets in characters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewDocument:
     """What a request brings."""
 
     id: str
     owner: str
-    text: str
+    source: SourceText
     num_tokens: int
-    title: str | None = None
-    media_type: str = "text/plain"
-    references: list[dict[str, Any]] = field(default_factory=list)
-    """Places of the source: `{"kind", "number", "start", "end"}`, offsets in characters."""
     metadata: dict[str, str] = field(default_factory=dict)
     expires_after_s: float | None = None
 

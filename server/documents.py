@@ -6,15 +6,17 @@ on its own, so that the tokens before it stay what they were when they were stud
 
 import asyncio
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from imprint.models.tokenizer import Tokenizer
 from imprint.server import document_journal
 from imprint.server.config import Settings
-from imprint.server.document_records import DocumentRow, NewDocument
+from imprint.server.document_records import DocumentRow, NewDocument, SourceText
 from imprint.server.errors import InvalidRequestError, NotFoundError, TooLargeError, clip
 from imprint.server.journal_thread import JournalThread
 from imprint.server.limits import Limits
+from imprint.server.schemas import UploadFields
 
 
 def encode_parts(tokenizer: Tokenizer, parts: list[str]) -> list[int]:
@@ -37,29 +39,18 @@ class Documents:
         self._limits = limits
 
     async def create(
-        self,
-        owner: str,
-        text: str,
-        *,
-        title: str | None = None,
-        media_type: str = "text/plain",
-        references: list[dict[str, Any]] | None = None,
-        metadata: dict[str, str] | None = None,
-        expires_after_s: float | None = None,
+        self, owner: str, source: SourceText, fields: UploadFields, *, param: str
     ) -> DocumentRow:
         """Store a document; raises TooLargeError, and InvalidRequestError for an empty one."""
-        tokens = await self.encode([text], param="text")
+        tokens = await self.encode([source.text], param=param)
         self._limits.admit_tokens(owner, len(tokens))
         new = NewDocument(
             id=f"doc_{secrets.token_hex(12)}",
             owner=owner,
-            text=text,
+            source=source if fields.title is None else replace(source, title=fields.title),
             num_tokens=len(tokens),
-            title=title,
-            media_type=media_type,
-            references=references or [],
-            metadata=metadata or {},
-            expires_after_s=expires_after_s,
+            metadata=fields.metadata,
+            expires_after_s=fields.expires_after_s,
         )
         return await self._journal(document_journal.create_document, new)
 

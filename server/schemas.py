@@ -40,17 +40,22 @@ class Body(BaseModel):
     )
 
 
-class CreateDocument(Body):
-    """`POST /v1/documents` with JSON."""
+class UploadFields(Body):
+    """What may stand beside a file in the form of `POST /v1/documents`."""
 
-    text: str = Field(min_length=1)
-    """What to store."""
     title: Title | None = None
     """A name for people."""
     metadata: Metadata = {}
     """At most 16 short strings, given back as they are."""
     expires_after_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Delete the document, with its adaptations, this long after it was made."""
+
+
+class CreateDocument(UploadFields):
+    """`POST /v1/documents` with JSON."""
+
+    text: str = Field(min_length=1)
+    """What to store."""
 
 
 class CreateAdaptation(Body):

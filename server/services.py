@@ -13,6 +13,7 @@ from imprint.server.completions import Completions
 from imprint.server.config import Settings
 from imprint.server.documents import Documents
 from imprint.server.event_feed import EventFeed
+from imprint.server.extraction import Extraction
 from imprint.server.intake import Intake
 from imprint.server.jobs import Jobs
 from imprint.server.journal_thread import JournalThread
@@ -35,6 +36,7 @@ class Services:
     journal: JournalThread
     pool: Pool
     documents: Documents
+    extraction: Extraction
     jobs: Jobs
     retention: Retention
     intake: Intake
@@ -78,6 +80,7 @@ class Services:
             journal=journal,
             pool=pool,
             documents=documents,
+            extraction=Extraction(settings),
             jobs=jobs,
             retention=retention,
             intake=intake,

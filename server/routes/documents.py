@@ -2,31 +2,33 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from imprint.server.auth import Owner
+from imprint.server.document_records import SourceText
 from imprint.server.replies import document_object, list_object
-from imprint.server.routes.bodies import JSON_BODY
-from imprint.server.schemas import CreateDocument
+from imprint.server.routes.uploads import DOCUMENT_BODY, Upload, document_body
 from imprint.server.services import FromApp
+from imprint.server.streams import until_disconnect
 
 router = APIRouter(prefix="/v1/documents")
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.post("", status_code=201, dependencies=JSON_BODY)
-async def create(body: CreateDocument, owner: Owner, services: FromApp) -> JSONResponse:
-    """Store a document, to be studied and asked by its id."""
+@router.post("", status_code=201, openapi_extra=DOCUMENT_BODY)
+async def create(request: Request, owner: Owner, services: FromApp) -> JSONResponse:
+    """Store a text, or the text of a file, to be studied and asked by its id."""
     services.jobs.refuse_when_draining()
-    row = await services.documents.create(
-        owner,
-        body.text,
-        title=body.title,
-        metadata=body.metadata,
-        expires_after_s=body.expires_after_s,
-    )
+    body = await document_body(request)
+    if isinstance(body, Upload):
+        read = services.extraction.read(body.data, name=body.name, media_type=body.media_type)
+        source = await until_disconnect(request, read)
+        row = await services.documents.create(owner, source, body.fields, param="file")
+    else:
+        source = SourceText(text=body.text)
+        row = await services.documents.create(owner, source, body, param="text")
     location = {"Location": f"/v1/documents/{row.id}"}
     return JSONResponse(document_object(row), status_code=201, headers=location)
 

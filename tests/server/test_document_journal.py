@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imprint.server import document_journal as documents
-from imprint.server.document_records import DocumentRow, NewDocument
+from imprint.server.document_records import DocumentRow, NewDocument, SourceText
 from imprint.server.journal import DocumentGoneError, Journal
 from imprint.server.journal_schema import MIGRATIONS
 from imprint.server.records import NewAdaptation, StoredText
@@ -28,7 +28,7 @@ def journal(path: Path) -> Iterator[Journal]:
 def store(
     journal: Journal, id: str = "doc_1", text: str = "canary one", owner: str = "me"
 ) -> DocumentRow:
-    new = NewDocument(id=id, owner=owner, text=text, num_tokens=len(text))
+    new = NewDocument(id=id, owner=owner, source=SourceText(text=text), num_tokens=len(text))
     return documents.create_document(journal, new)
 
 
