@@ -28,6 +28,7 @@ from imprint.server.middleware import CLIENT_CLOSED_REQUEST, BodyLimit, HeadLimi
 from imprint.server.pool_interface import Pool
 from imprint.server.routes import (
     adaptations,
+    adapters,
     answers,
     chat,
     completions,
@@ -92,7 +93,17 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
     )
     app.metrics, app.tracer = metrics, tracer
     _add_guards(app, settings, keys, limits)
-    for module in (documents, adaptations, studies, answers, completions, chat, models, health):
+    for module in (
+        documents,
+        adaptations,
+        adapters,
+        studies,
+        answers,
+        completions,
+        chat,
+        models,
+        health,
+    ):
         app.include_router(module.router)
     app.include_router(page.page_router())
     app.add_exception_handler(ImprintError, _imprint_error)

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import Tokenizer, load_tokenizer
+from imprint.server.adapter_files import AdapterFiles
 from imprint.server.answers import Answers
 from imprint.server.completions import Completions
 from imprint.server.config import Settings
@@ -37,6 +38,7 @@ class Services:
     pool: Pool
     documents: Documents
     extraction: Extraction
+    adapter_files: AdapterFiles
     jobs: Jobs
     retention: Retention
     intake: Intake
@@ -81,6 +83,7 @@ class Services:
             pool=pool,
             documents=documents,
             extraction=Extraction(settings),
+            adapter_files=AdapterFiles(settings.pool_config().worker.store),
             jobs=jobs,
             retention=retention,
             intake=intake,
