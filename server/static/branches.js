@@ -8,7 +8,7 @@ export class Branches {
   #index = 0;
   #onSelect;
 
-  /** `onSelect(position, jump)`: another position was asked for, with the buttons here. */
+  /** `onSelect(position)`: a position was asked for, with the buttons here. */
   constructor(onSelect) {
     this.#onSelect = onSelect;
     this.body = el("div", { class: "branch" });
@@ -16,9 +16,11 @@ export class Branches {
     this.next = el("button", { type: "button", class: "quiet small", onclick: () => this.#go(1) }, "Next");
     this.where = el("p", { class: "where" });
     this.all = el("div", {});
+    this.find = el("button", { type: "button", class: "quiet small",
+      onclick: () => this.#onSelect(this.position) }, "Show in the text");
     this.element = el("section", { class: "card branches", "aria-label": "Rollouts at a position" },
       el("div", { class: "row" }, this.where, el("span", { class: "grow" }), this.previous, this.next),
-      this.body);
+      this.body, this.find);
     this.list = el("details", { class: "options" },
       el("summary", {}, "All positions of this step as a table"),
       el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Positions of this step" }, this.all));
@@ -54,6 +56,7 @@ export class Branches {
     const { positions, num_positions: num } = this.#step;
     const item = positions[this.#index];
     this.previous.disabled = this.next.disabled = positions.length < 2;
+    this.find.hidden = !item;
     if (!item) {
       this.where.textContent = "No positions";
       this.body.replaceChildren();

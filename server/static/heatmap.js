@@ -79,7 +79,7 @@ export class Heatmap {
   async reveal(position) {
     if (!this.#span(position)) await this.#jump(Math.max(0, position - BEFORE));
     const span = this.#span(position);
-    if (span) this.box.scrollTop = span.offsetTop - this.box.offsetTop - this.box.clientHeight / 3;
+    if (span) this.box.scrollTop = span.offsetTop - this.box.clientHeight / 3;
     this.select(position);
   }
 
