@@ -176,7 +176,8 @@ class RefineConfig:
     @property
     def branch_tokens(self) -> int:
         """Tokens that a position's cue, rollouts and true continuation have together."""
-        return self.cue_tokens + (self.group_size + 1) * self.rollout_length
+        num_rollouts = self.group_size if self.lambda_rl > 0 else 0
+        return self.cue_tokens + (num_rollouts + 1) * self.rollout_length
 
     @property
     def branches_at_once(self) -> int:

@@ -100,6 +100,11 @@ class Refiner:
         yield from self._gate(reading, places_P, base)
 
     @property
+    def candidate(self) -> Candidate | None:
+        """What the gate judges: the delta of the step with the best probe, before any blending."""
+        return self._best
+
+    @property
     def _needs_states(self) -> bool:
         # branches that continue leave from the base model's reading of the document
         return self.config.scope == "query_lora" and self.config.branches != "recall"

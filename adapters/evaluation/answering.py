@@ -1,74 +1,83 @@
-"""The arms of a comparison: how one document's question is answered without and with adaptation.
+"""Greedy answers from a recurrent state, and what they cost in tokens.
 
-Every arm reads the document before it knows the question, as the server does. Greedy decoding.
-B = rows, T = tokens.
+Knows models and tokens; knows nothing of arms, tasks or scores. B = rows, T = tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import RefineConfig
-from imprint.adapters.document import DocumentReader
-from imprint.adapters.errors import AdaptationError
-from imprint.adapters.focus import Focus
-from imprint.adapters.refine import Refiner
-from imprint.adapters.selection import relevance
 from imprint.models.architecture import FastWeightModel
 from imprint.models.generate import decode, prefill
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 from imprint.models.tokenizer import Tokenizer
 
-PASSAGE_TOKENS = 48
-"""Length of a retrieved passage."""
+_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One answer and what was done for it."""
+class Answers:
+    """Texts in the order of the questions, and the tokens passed through the model for them."""
 
-    text: str
-    adapted: bool = False
-    """Whether a delta that passed the gate was used."""
-    detail: dict[str, Any] = field(default_factory=dict)
-    """Numbers of the adaptation, for the report."""
+    texts: tuple[str, ...]
+    token_passes: int
 
 
 class GreedyAnswerer:
-    """Greedy answers of one model; an answer ends with its line, with eos, or when it is full."""
+    """Greedy answers of one model. They end with eos, when they are full, or with their line."""
 
     def __init__(
-        self, model: FastWeightModel, tokenizer: Tokenizer, *, max_new_tokens: int
+        self,
+        model: FastWeightModel,
+        tokenizer: Tokenizer,
+        *,
+        max_new_tokens: int,
+        ends_with_line: bool = True,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
-        self._ends_line: dict[int, bool] = {}
-
-    def read(self, documents: Sequence[Sequence[int]]) -> RecurrentState:
-        """States after whole documents, one row each."""
-        tokens_BT, lengths_B = _pad(documents, self.model.device)
-        return prefill(self.model, tokens_BT, lengths_B=lengths_B)[1]
+        self.ends_with_line = ends_with_line
+        self._breaks_line: dict[int, bool] = {}
 
     def answer(
         self,
-        queries: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int]],
         state: RecurrentState,
         *,
         delta: LoraDelta | None = None,
-    ) -> list[str]:
-        """Continue each row of `state` with its query; returns the texts that follow."""
-        tokens_BT, lengths_B = _pad(queries, self.model.device)
+    ) -> Answers:
+        """Answer every prompt from `state`, which has one row for all or a row a prompt.
+
+        So has `delta`. A prompt holds one token or more.
+        """
+        texts: list[str] = []
+        token_passes = 0
+        for first in range(0, len(prompts), _ROWS_AT_ONCE):
+            part = prompts[first : first + _ROWS_AT_ONCE]
+            last = first + len(part)
+            own = delta if delta is None or delta.num == 1 else delta.slice(first, last)
+            shared = state.batch_size == 1
+            rows = state.fork(len(part)) if shared else state.slice(first, last)
+            for tokens in self._answer(part, rows, own):
+                texts.append(self.tokenizer.decode(tokens))
+                token_passes += len(tokens)
+        return Answers(
+            texts=tuple(texts), token_passes=token_passes + sum(len(prompt) for prompt in prompts)
+        )
+
+    def _answer(
+        self, prompts: Sequence[Sequence[int]], state: RecurrentState, delta: LoraDelta | None
+    ) -> list[list[int]]:
+        tokens_BT, lengths_B = padded(prompts, self.model.device)
         logits_BV, state = prefill(self.model, tokens_BT, state, delta=delta, lengths_B=lengths_B)
-        answers: list[list[int]] = [[] for _ in queries]
-        done = [False] * len(queries)
+        answers: list[list[int]] = [[] for _ in prompts]
+        done = [False] * len(prompts)
         for _ in range(self.max_new_tokens):
             tokens_B = logits_BV.argmax(-1)
             for row, token in enumerate(tokens_B.tolist()):
@@ -79,88 +88,21 @@ class GreedyAnswerer:
             if all(done):
                 break
             logits_BV, state = decode(self.model, tokens_B, state, delta=delta)
-        return [self.tokenizer.decode(ids) for ids in answers]
+        return answers
 
     def _is_end(self, token: int, so_far: list[int]) -> bool:
         if token == self.tokenizer.eos_id:
             return True
-        ends = self._ends_line.get(token)
-        if ends is None:
-            ends = self._ends_line[token] = "\n" in self.tokenizer.decode([token])
-        return ends and bool(self.tokenizer.decode(so_far).strip())
+        if not self.ends_with_line:
+            return False
+        breaks = self._breaks_line.get(token)
+        if breaks is None:
+            breaks = self._breaks_line[token] = "\n" in self.tokenizer.decode([token])
+        return breaks and bool(self.tokenizer.decode(so_far).strip())
 
 
-def answer_base(
-    answerer: GreedyAnswerer, documents: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
-) -> list[Answer]:
-    """Base weights, from the cached state at each document's end; a whole batch at once."""
-    return [Answer(text=t) for t in answerer.answer(queries, answerer.read(documents))]
-
-
-def passage(document: list[int], query: list[int]) -> list[int]:
-    """The `PASSAGE_TOKENS` tokens of the document around the place that matches the query best.
-
-    Scored as focus scores positions, so that retrieval and focus look for the same thing.
-    """
-    score_T = relevance(document, query, window=PASSAGE_TOKENS // 2)
-    start = max(int(score_T.argmax()) - PASSAGE_TOKENS // 2, 0)
-    return document[start : start + PASSAGE_TOKENS]
-
-
-def answer_adapted(
-    answerer: GreedyAnswerer,
-    document: list[int],
-    query: list[int],
-    config: RefineConfig,
-    *,
-    seed: int,
-    neutral: list[int] | None,
-) -> Answer:
-    """Adapt without knowing the question, gate on; what the gate rejects is answered by the base.
-
-    A document that cannot be adapted (say, too short) counts as rejected, with its error code.
-    """
-    refiner = Refiner(answerer.model, document, config, seed=seed, neutral=neutral)
-    try:
-        for _ in refiner.run():
-            pass
-    except AdaptationError as error:
-        base = answer_base(answerer, [document], [query])[0]
-        return Answer(text=base.text, detail={"error": error.code})
-    adapter = refiner.adapter
-    assert adapter is not None
-    text = answerer.answer([query], adapter.state, delta=adapter.delta)[0]
-    result = adapter.manifest.get("result", {})
-    return Answer(text=text, adapted=adapter.adapted, detail=dict(result))
-
-
-def answer_focus(
-    answerer: GreedyAnswerer,
-    document: list[int],
-    query: list[int],
-    config: RefineConfig,
-    *,
-    seed: int,
-) -> Answer:
-    """Read once, then adapt for this question alone."""
-    adapter = _read(answerer.model, document, segment_tokens=config.segment_tokens)
-    focus = Focus(answerer.model, adapter, [query], config, seed=seed)
-    for _ in focus.run():
-        pass
-    text = answerer.answer([query], adapter.state, delta=focus.delta)[0]
-    result = focus.results[0]
-    return Answer(text=text, adapted=result.adapted, detail=result.to_dict())
-
-
-def _read(model: FastWeightModel, document: list[int], *, segment_tokens: int) -> Adapter:
-    reader = DocumentReader(model, document, segment_tokens=segment_tokens)
-    for _ in reader.run():
-        pass
-    assert reader.adapter is not None
-    return reader.adapter
-
-
-def _pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of one token or more as one tensor [B, T], and their lengths [B]."""
     lengths = [len(row) for row in rows]
     tokens_BT = torch.zeros(len(rows), max(lengths), dtype=torch.long)
     for i, row in enumerate(rows):

@@ -6,14 +6,12 @@ drawing many documents from one haystack stays cheap.
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import zstandard
+from imprint.adapters.evaluation.json_lines import is_json_lines, read_json_lines
 
 _SENTENCE_END = re.compile(r"""[.!?]["')\]]*\s+(?=["'(\[]?[A-Z0-9])""")
 _MAX_SENTENCE_CHARS = 400
@@ -47,27 +45,13 @@ def read_texts(path: Path) -> Iterator[str]:
     if path.suffix == ".txt":
         yield path.read_text(encoding="utf-8")
         return
-    if not path.name.endswith((".jsonl", ".jsonl.zst")):
+    if not is_json_lines(path):
         raise ValueError(f"haystack must be .txt, .jsonl or .jsonl.zst, got {path.name}")
-    with path.open("rb") as raw:
-        stream = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
-        with io.TextIOWrapper(stream, encoding="utf-8") as lines:
-            try:
-                for number, line in enumerate(lines, start=1):
-                    yield _text_of(line, f"{path.name} line {number}")
-            except zstandard.ZstdError as error:
-                raise ValueError(f"{path.name} is not a whole zstd file: {error}") from None
-
-
-def _text_of(line: str, where: str) -> str:
-    try:
-        document = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
-    if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-        raise ValueError(f"{where} has no text field")
-    text: str = document["text"]
-    return text
+    for where, row in read_json_lines(path):
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise ValueError(f"{where} has no text field")
+        yield text
 
 
 class Haystack:

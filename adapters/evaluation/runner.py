@@ -1,224 +1,153 @@
-"""Run an evaluation: the same documents, questions and seeds for every arm, scored one by one.
+"""Run an evaluation: every case of every cell in every arm, scored question by question.
 
-A cell is one (task, wording, length). No document is dropped; nothing is sampled.
+The same documents, prompts and seeds for every arm; no document is dropped and nothing is sampled,
+so the same configuration gives the same records, but for their seconds.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from imprint.adapters.config import RefineConfig
-from imprint.adapters.evaluation.answering import (
-    Answer,
-    GreedyAnswerer,
-    answer_adapted,
-    answer_base,
-    answer_focus,
-    passage,
-)
-from imprint.adapters.evaluation.haystack import Haystack
-from imprint.adapters.evaluation.ruler import TASKS, NeedleSample, build_sample
-from imprint.adapters.evaluation.scoring import exact_match, string_match_all
-from imprint.adapters.evaluation.wordings import WORDINGS
-from imprint.models.architecture import FastWeightModel
-from imprint.models.tokenizer import Tokenizer
+from imprint.adapters.errors import AdaptationError
+from imprint.adapters.evaluation.answering import GreedyAnswerer
+from imprint.adapters.evaluation.arm_names import ARMS
+from imprint.adapters.evaluation.arms import ArmAnswers, ArmSetup, CaseArms
+from imprint.adapters.evaluation.cases import Case, Cell
 
-ARMS = ("base", "reread", "retrieval", "adapted", "focus")
-"""Ways to answer, all but `base` compared with it. Without adaptation: `base` from the state after
-one reading, `reread` after two, `retrieval` from the best passage alone. `adapted` has studied the
-document without the question, `focus` with it."""
-_BATCHED_ARMS = ARMS[:3]
-Progress = Callable[[str, int, int], None]
-"""Called as (what runs, documents done, documents in all)."""
-_BATCH_TOKENS = 32_768
+Progress = Callable[[Cell, str, int], None]
+"""Called as (cell, the arm that runs, cases of the cell that are done)."""
+CellKey = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationConfig:
-    """What is evaluated. Checked once; the message carries the value."""
+class ArmRecord:
+    """One case in one arm; what concerns questions is in their order."""
 
-    tasks: tuple[str, ...] = ("niah_single", "niah_multikey")
-    """Names in `TASKS`."""
-    lengths: tuple[int, ...] = (1024, 2048)
-    """Tokens of document, question and answer together, as RULER counts."""
-    wordings: tuple[str, ...] = ("ruler",)
-    """Names in `WORDINGS`."""
-    arms: tuple[str, ...] = ("base", "adapted", "focus")
-    """Names in `ARMS`."""
-    num_documents: int = 200
-    """Documents per cell."""
-    prompt: Literal["ruler", "question"] = "ruler"
-    """`ruler`: the wording's question and start of the answer. `question`: the question alone, in
-    the checkpoint's question template, as the server asks it."""
-    batch_size: int = 16
-    """Documents read at once by the arms that do not adapt."""
-    max_new_tokens: int = 48
-    """Tokens an answer may have. RULER allows 128; fewer can only lower a score."""
-    seed: int = 0
-    """Chooses documents, keys, values and the adaptations' random numbers."""
-
-    def __post_init__(self) -> None:
-        known = {"tasks": tuple(TASKS), "wordings": tuple(WORDINGS), "arms": ARMS}
-        for name, names in known.items():
-            unknown = [value for value in getattr(self, name) if value not in names]
-            if unknown:
-                raise ValueError(f"{name}: unknown {unknown[0]!r}; known are {', '.join(names)}")
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty")
-        for name in ("num_documents", "batch_size", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lengths:
-            raise ValueError("lengths is empty")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredAnswer:
-    """One document in one arm."""
-
-    document: int
-    """Index within the cell."""
-    num_tokens: int
-    """Tokens of the document."""
-    answers: tuple[str, ...]
-    prediction: str
-    exact: float
-    string_match_all: float
+    predictions: tuple[str, ...]
+    scores: dict[str, tuple[float, ...]]
+    """By metric."""
+    num_adapted: int
+    """Questions that were answered with a delta."""
     seconds: float
-    """Reading, adapting and answering; in a batch, the batch's time shared equally."""
-    adapted: bool
+    token_passes: int
     detail: dict[str, Any] = field(default_factory=dict)
 
+    def mean(self, metric: str) -> float:
+        """The case's score."""
+        scores = self.scores[metric]
+        return sum(scores) / len(scores)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """All answers of one (task, wording, length), by arm."""
+class Record:
+    """One case in all arms."""
 
     task: str
     wording: str
-    length: int
-    arms: dict[str, tuple[ScoredAnswer, ...]]
+    length: int | None
+    index: int
+    """Of the case within its cell."""
+    name: str
+    num_tokens: int
+    """Tokens of the document."""
+    answers: tuple[tuple[str, ...], ...]
+    arms: dict[str, ArmRecord]
 
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A sample as the model sees it."""
-
-    sample: NeedleSample
-    document: list[int]
-    query: list[int]
+    @property
+    def cell_key(self) -> CellKey:
+        """The cell that the record belongs to."""
+        return self.task, self.wording, self.length
 
 
 class Evaluation:
-    """One model under one configuration; `run` yields cells as they are done."""
+    """One model, some cells, some arms; `run` yields records as they are done."""
 
     def __init__(
         self,
-        model: FastWeightModel,
-        tokenizer: Tokenizer,
-        haystack: Haystack,
-        config: EvaluationConfig,
-        refine: RefineConfig,
-        focus: RefineConfig,
+        setup: ArmSetup,
+        cells: Sequence[Cell],
+        arms: Sequence[str],
         *,
-        neutral: list[int] | None = None,
-        on_progress: Progress | None = None,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.haystack = haystack
-        self.config = config
-        self.refine = refine
-        self.focus = focus
-        self.neutral = neutral
-        self.answerer = GreedyAnswerer(model, tokenizer, max_new_tokens=config.max_new_tokens)
-        self._on_progress = on_progress or (lambda what, done, total: None)
+        """`max_new_tokens` replaces what the cells say. Raises `ValueError` for an unknown arm."""
+        unknown = [arm for arm in arms if arm not in ARMS]
+        if unknown or not arms:
+            wrong = repr(unknown[0]) if unknown else "none"
+            raise ValueError(f"arms: unknown {wrong}; known are {', '.join(ARMS)}")
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        self.setup, self.cells, self.seed = setup, list(cells), seed
+        self.arms = list(dict.fromkeys(arms))
+        self._max_new_tokens = max_new_tokens
 
-    def run(self) -> Iterator[Cell]:
-        """Every cell, tasks outermost. Raises `ValueError` for a length too short for its task."""
-        for task in self.config.tasks:
-            for wording in self.config.wordings:
-                for length in self.config.lengths:
-                    items = self._items(task, wording, length)
-                    arms = {}
-                    for arm in self.config.arms:
-                        label = f"{task} {wording} {length} {arm}"
-                        arms[arm] = tuple(self._run_arm(arm, items, label))
-                    yield Cell(task=task, wording=wording, length=length, arms=arms)
+    def run(
+        self,
+        done: Collection[tuple[CellKey, int]] = (),
+        on_progress: Progress = lambda cell, arm, num_done: None,
+    ) -> Iterator[Record]:
+        """Every case that is not in `done` (cell key and index), cells in order.
 
-    def _items(self, task: str, wording: str, length: int) -> list[_Item]:
-        items = []
-        for index in range(self.config.num_documents):
-            sample = build_sample(
-                TASKS[task],
-                self.haystack,
-                length=length,
-                num_tokens=self._num_tokens,
-                seed=self.config.seed * 1_000_003 + index,
-                wording=WORDINGS[wording],
-                num_answer_tokens=self.config.max_new_tokens,
+        Raises `ValueError` naming the cell for a case that cannot be made or asked.
+        """
+        for cell in self.cells:
+            answerer = GreedyAnswerer(
+                self.setup.model,
+                self.setup.tokenizer,
+                max_new_tokens=self._max_new_tokens or cell.max_new_tokens,
+                ends_with_line=cell.ends_with_line,
             )
-            query = sample.query
-            if self.config.prompt == "question":
-                query = self.tokenizer.format_question(sample.question)
-            encode = self.tokenizer.encode
-            items.append(_Item(sample, encode(sample.document), encode(query, continues=True)))
-        return items
+            for index in range(cell.num_cases):
+                if (cell.key, index) not in done:
+                    yield self._run_case(cell, index, answerer, on_progress)
+            on_progress(cell, "", cell.num_cases)
 
-    def _num_tokens(self, text: str) -> int:
-        return len(self.tokenizer.encode(text))
-
-    def _run_arm(self, arm: str, items: list[_Item], label: str) -> Iterator[ScoredAnswer]:
-        longest = max(len(item.document) for item in items)
-        size = min(self.config.batch_size, max(1, _BATCH_TOKENS // longest))
-        size = size if arm in _BATCHED_ARMS else 1
-        for start in range(0, len(items), size):
-            self._on_progress(label, start, len(items))
-            batch = items[start : start + size]
-            begin = time.perf_counter()
-            answers = self._answer(arm, batch, start)
-            seconds = (time.perf_counter() - begin) / len(batch)
-            for offset, (item, answer) in enumerate(zip(batch, answers, strict=True)):
-                yield _score(start + offset, item, answer, seconds)
-        self._on_progress(label, len(items), len(items))
-
-    def _answer(self, arm: str, batch: list[_Item], index: int) -> list[Answer]:
-        if arm in _BATCHED_ARMS:
-            documents = [_text_for(arm, item) for item in batch]
-            return answer_base(self.answerer, documents, [item.query for item in batch])
-        item, seed = batch[0], self.config.seed + index
-        if arm == "focus":
-            answer = answer_focus(self.answerer, item.document, item.query, self.focus, seed=seed)
-        else:
-            answer = answer_adapted(
-                self.answerer,
-                item.document,
-                item.query,
-                self.refine,
-                seed=seed,
-                neutral=self.neutral,
-            )
-        return [answer]
+    def _run_case(
+        self, cell: Cell, index: int, answerer: GreedyAnswerer, on_progress: Progress
+    ) -> Record:
+        where = f"{cell.title}, document {index}"
+        try:
+            case = cell.case(index)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        encode = self.setup.tokenizer.encode
+        document = encode(case.document)
+        prompts = [encode(question.prompt, continues=True) for question in case.questions]
+        if not prompts or not all(prompts):
+            raise ValueError(f"{where}: a question holds no tokens")
+        arms = CaseArms(self.setup, answerer, document, prompts, seed=self.seed + index)
+        records = {}
+        for arm in self.arms:
+            on_progress(cell, arm, index)
+            try:
+                records[arm] = _score(cell, case, arms.run(arm))
+            except AdaptationError as error:
+                raise ValueError(f"{where}, arm {arm}: {error}") from error
+        return Record(
+            task=cell.task,
+            wording=cell.wording,
+            length=cell.length,
+            index=index,
+            name=case.name,
+            num_tokens=len(document),
+            answers=tuple(question.answers for question in case.questions),
+            arms=records,
+        )
 
 
-def _text_for(arm: str, item: _Item) -> list[int]:
-    """What an arm without adaptation reads before the question."""
-    if arm == "reread":
-        return item.document * 2
-    return passage(item.document, item.query) if arm == "retrieval" else item.document
-
-
-def _score(index: int, item: _Item, answer: Answer, seconds: float) -> ScoredAnswer:
-    return ScoredAnswer(
-        document=index,
-        num_tokens=len(item.document),
-        answers=item.sample.answers,
-        prediction=answer.text,
-        exact=exact_match(answer.text, item.sample.answers),
-        string_match_all=string_match_all(answer.text, item.sample.answers),
-        seconds=seconds,
-        adapted=answer.adapted,
-        detail=answer.detail,
+def _score(cell: Cell, case: Case, answers: ArmAnswers) -> ArmRecord:
+    scored = [
+        cell.scoring.scores(text, question.answers)
+        for text, question in zip(answers.texts, case.questions, strict=True)
+    ]
+    return ArmRecord(
+        predictions=answers.texts,
+        scores={name: tuple(s[name] for s in scored) for name in cell.scoring.metrics},
+        num_adapted=answers.num_adapted,
+        seconds=answers.seconds,
+        token_passes=answers.token_passes,
+        detail=answers.detail,
     )

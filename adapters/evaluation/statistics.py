@@ -53,3 +53,30 @@ def compare(
         num_same=int((difference_N == 0).sum()),
         num_worse=int((difference_N < 0).sum()),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateVerdicts:
+    """What a gate did to the documents that the same adaptation would have changed."""
+
+    num_harmed: int
+    """Documents that score lower without the gate than unadapted."""
+    num_caught: int
+    """Of these, the ones that with the gate score no lower than unadapted."""
+    num_helped: int
+    """Documents that score higher without the gate than unadapted."""
+    num_refused: int
+    """Of these, the ones that with the gate score no higher than unadapted."""
+
+
+def judge_gate(
+    base: Sequence[float], ungated: Sequence[float], gated: Sequence[float]
+) -> GateVerdicts:
+    """Compare one adaptation of the same documents with and without its gate."""
+    rows = list(zip(base, ungated, gated, strict=True))
+    return GateVerdicts(
+        num_harmed=sum(free < plain for plain, free, _ in rows),
+        num_caught=sum(free < plain <= held for plain, free, held in rows),
+        num_helped=sum(free > plain for plain, free, _ in rows),
+        num_refused=sum(free > plain >= held for plain, free, held in rows),
+    )

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
-
-import zstandard
 
 from imprint.adapters.evaluation.haystack import split_sentences
+from imprint.adapters.evaluation.json_lines import read_json_lines
 
 _WORD = re.compile(r"[A-Za-z]{3,12}")
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl or .jsonl.zst file. Raises ValueError naming a broken line."""
-    with ExitStack() as stack:
-        stream: IO[bytes] = stack.enter_context(path.open("rb"))
-        if path.suffix == ".zst":
-            stream = stack.enter_context(zstandard.ZstdDecompressor().stream_reader(stream))
-        lines = stack.enter_context(io.TextIOWrapper(stream, encoding="utf-8"))
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number}: not an object")
-            yield record
 
 
 def read_documents(paths: Sequence[Path]) -> Iterator[str]:
     """Texts of corpora, without those marked `us_only`. Raises ValueError for one without text."""
     for path in paths:
-        for document in read_records(path):
+        for where, document in read_json_lines(path):
             if not isinstance(document.get("text"), str):
-                raise ValueError(f"{path}: an object has no field 'text'")
+                raise ValueError(f"{where} has no field 'text'")
             if not document.get("us_only"):
                 yield document["text"]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from imprint.adapters.training.corpus import read_documents, read_records
+from imprint.adapters.evaluation.json_lines import is_json_lines, read_json_lines
+from imprint.adapters.training.corpus import read_documents
 from imprint.models.tokenizer import Tokenizer
 
-SUFFIXES = (".jsonl", ".jsonl.zst")
 _CHARS_PER_TOKEN = 8  # more than a token has; what is too short is drawn longer
 
 
@@ -40,9 +40,9 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         found = [path] if path.is_file() else sorted(path.glob("*"))
-        found = [file for file in found if file.name.endswith(SUFFIXES)]
+        found = [file for file in found if is_json_lines(file)]
         if not found:
-            raise ValueError(f"{path} holds no {' or '.join(SUFFIXES)} file")
+            raise ValueError(f"{path} holds no .jsonl or .jsonl.zst file")
         files += found
     return files
 
@@ -92,8 +92,8 @@ class Pairs:
     def __init__(self, files: Sequence[Path], tokenizer: Tokenizer, *, most_tokens: int) -> None:
         self._examples: list[Example] = []
         num_long = 0
-        for record in _records(files):
-            prompt, asked, response = _texts_of(record, tokenizer)
+        for where, record in _records(files):
+            prompt, asked, response = _texts_of(where, record, tokenizer)
             document = [*tokenizer.encode(prompt), *tokenizer.encode(asked, continues=True)]
             answer = tokenizer.encode(response, continues=True)
             if 2 <= len(document) <= most_tokens and answer:
@@ -113,11 +113,14 @@ class Pairs:
         return rng.choice(self._examples)
 
 
-def _records(files: Sequence[Path]) -> Iterable[dict[str, Any]]:
-    return (r for file in files for r in read_records(file) if not r.get("us_only"))
+def _records(files: Sequence[Path]) -> Iterable[tuple[str, dict[str, Any]]]:
+    for file in files:
+        for where, record in read_json_lines(file):
+            if not record.get("us_only"):
+                yield where, record
 
 
-def _texts_of(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, str, str]:
+def _texts_of(where: str, record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, str, str]:
     """The document, what follows it in the prompt, and the response with the line's end."""
     if "prompt" in record and "response" in record:
         return record["prompt"], "", record["response"]
@@ -127,6 +130,6 @@ def _texts_of(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, str, s
         return record["context"], question, f" {answers[0]}\n" if answers else ""
     except KeyError as error:
         raise ValueError(
-            f"a record has no field {error}; it needs prompt and response, or context, question "
+            f"{where} has no field {error}; it needs prompt and response, or context, question "
             "and answers"
         ) from None

@@ -11,6 +11,7 @@ from imprint.server.commands.common import (
     CommandError,
     UsageError,
     add_model,
+    check_device,
     error_console,
     model_folder,
     write_json,
@@ -123,7 +124,7 @@ def run_kernels(arguments: argparse.Namespace) -> int:
 
     from imprint.models.kernel_benchmark import KernelBenchmark, run_kernel_benchmark
 
-    _check_device(arguments.device)
+    check_device(arguments.device)
     dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     config = KernelBenchmark(
         model=model_folder(arguments.model, arguments.revision).folder,
@@ -138,20 +139,6 @@ def run_kernels(arguments: argparse.Namespace) -> int:
     )
     _write(run_kernel_benchmark(config, _say), as_json=arguments.json)
     return 0
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UsageError(f"--device {name}: there are {found} CUDA devices here")
 
 
 def run_answer(arguments: argparse.Namespace) -> int:

@@ -154,3 +154,18 @@ def read_fields(preset: str | None, overrides: list[str], *, flag: str = "--set"
         except ValueError:
             fields[name] = value
     return fields
+
+
+def check_device(name: str) -> None:
+    """Load torch and raise `UsageError` for a device that there is not."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"--device {name}: there are {found} CUDA devices here")

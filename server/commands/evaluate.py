@@ -1,71 +1,92 @@
-"""`imprint eval ruler`: needle tasks, base against adapted answers, document by document."""
+"""`imprint eval`: does adapting help? Base and adapted answers compared, document by document."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import time
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from imprint.adapters.config import RefineConfig
-from imprint.server.commands.common import (
-    UsageError,
-    add_model,
-    error_console,
-    model_folder,
-    read_fields,
-    write_json,
-)
+from imprint.adapters.evaluation.arm_names import ARMS
+from imprint.server.commands.common import UsageError, add_model
+from imprint.server.commands.evaluation_run import Material, run_benchmark
 from imprint.server.config import BUNDLED_MODEL
 
 if TYPE_CHECKING:
-    from imprint.adapters.evaluation.runner import Cell, Evaluation
-    from imprint.models.architecture import FastWeightModel
     from imprint.models.tokenizer import Tokenizer
 
 _HELD_OUT = BUNDLED_MODEL / "heldout.txt"
+_COMMON = (
+    "The model reads each document before it knows a question. Greedy decoding, every document "
+    "scored, the same documents, questions and seeds for every arm."
+)
+_NUM_RULER_DOCUMENTS = 200
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describe the command and its one benchmark."""
-    parser = commands.add_parser("eval", help="measure a model, base against adapted")
+    """Describe the command and its benchmarks."""
+    parser = commands.add_parser("eval", help="measure whether adapting helps, against baselines")
     benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    ruler = benchmarks.add_parser(
-        "ruler",
-        help="needles in prose, after RULER",
+    _add_ruler(benchmarks)
+    qa = benchmarks.add_parser(
+        "qa",
+        help="questions with their contexts, from a file",
+        description="A line of FILE holds context, question and answers, a list. " + _COMMON,
+    )
+    qa.add_argument("file", type=Path, metavar="FILE", help=".jsonl or .jsonl.zst")
+    qa.set_defaults(run=lambda arguments: run_benchmark("qa", arguments, _qa))
+    longbench = benchmarks.add_parser(
+        "longbench",
+        help="LongBench tasks, from a folder of files",
         description=(
-            "Hide needles in prose, let the model read each document before it knows the question, "
-            "and compare answers with and without adaptation. Greedy decoding, every document "
-            "scored, the same documents for every arm."
+            "DIR holds a .parquet or .jsonl file a task, as the published REFINE evaluation has "
+            "them, with the columns prompt, answers, task and max_gen_tokens. " + _COMMON
         ),
     )
-    _add_what(ruler)
-    _add_how(ruler)
-    ruler.set_defaults(run=run)
+    longbench.add_argument("folder", type=Path, metavar="DIR", help="folder of the files")
+    longbench.add_argument("--tasks", type=names, default=(), metavar="LIST", help="only these")
+    longbench.set_defaults(run=lambda arguments: run_benchmark("longbench", arguments, _longbench))
+    documents = benchmarks.add_parser(
+        "documents",
+        help="your own documents, with questions or recall probes",
+        description=(
+            "DIR holds .txt and .md files. NAME.txt is asked what NAME.questions.jsonl beside it "
+            "holds, lines of question and answers; without that, what follows a few of its own "
+            "words. " + _COMMON
+        ),
+    )
+    documents.add_argument("folder", type=Path, metavar="DIR", help="folder of the documents")
+    documents.set_defaults(run=lambda arguments: run_benchmark("documents", arguments, _documents))
+    for benchmark in (qa, longbench, documents):
+        _add_how(benchmark, num_documents=None)
 
 
-def _add_what(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add_model(parser)
+def _add_ruler(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ruler = benchmarks.add_parser(
+        "ruler",
+        help="needles in prose, variable tracking and questions among distractors, after RULER",
+        description="RULER's tasks, made from prose and questions of yours. " + _COMMON,
+    )
+    add = ruler.add_argument
     add(
         "--haystack",
         type=Path,
         metavar="FILE",
-        help="prose: .txt, or .jsonl[.zst] with a field `text`; default: heldout.txt, "
-        "which the bundled model was not trained on",
+        help="prose to hide needles in: .txt, or .jsonl[.zst] with a field `text`; default: "
+        "heldout.txt, which the bundled model was not trained on",
+    )
+    add(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="for qa: .jsonl[.zst] with context, question and answers; none is bundled",
     )
     add(
         "--tasks",
         type=names,
         default=("niah_single", "niah_multikey"),
         metavar="LIST",
-        help="niah_single, niah_multikey, niah_multivalue, niah_multiquery; with commas",
+        help="niah_single, niah_multikey, niah_multivalue, niah_multiquery, vt, qa; with commas",
     )
     add("--lengths", type=integers, default=(1024, 2048), metavar="LIST", help="tokens; 1024,2048")
     add(
@@ -73,35 +94,37 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         type=names,
         default=("ruler",),
         metavar="LIST",
-        help="names of wordings, or the groups training and heldout; default: ruler",
+        help="of needles: names, or the groups training and heldout; default: ruler",
     )
-    add("--num-documents", type=int, default=200, metavar="N", help="documents per cell")
     add(
         "--prompt",
         choices=("ruler", "question"),
         default="ruler",
         help="ruler: question and start of the answer; question: as the server asks it",
     )
-    add(
-        "--question-template",
-        type=Path,
-        metavar="FILE",
-        help="template of --prompt question; default: the checkpoint's",
-    )
+    ruler.set_defaults(run=lambda arguments: run_benchmark("ruler", arguments, _ruler))
+    _add_how(ruler, num_documents=_NUM_RULER_DOCUMENTS)
 
 
-def _add_how(parser: argparse.ArgumentParser) -> None:
+def _add_how(parser: argparse.ArgumentParser, *, num_documents: int | None) -> None:
+    """What all benchmarks share."""
+    add_model(parser)
     add = parser.add_argument
+    add(
+        "--num-documents",
+        type=int,
+        default=num_documents,
+        metavar="N",
+        help=f"documents of each kind; default: {num_documents or 'all'}",
+    )
     add(
         "--arms",
         type=names,
-        default=("base", "adapted", "focus"),
+        default=tuple(ARMS),
         metavar="LIST",
-        help=(
-            "base: cached state; reread: read twice; retrieval: best passage only; adapted: "
-            "studied without the question; focus: with it. Default: base,adapted,focus"
-        ),
+        help=f"ways to answer; default: all of {','.join(ARMS)}",
     )
+    add("--metric", type=names, default=(), metavar="LIST", help="compare by these, if a task can")
     for prefix, arm, default in (("", "adapted", "default"), ("focus-", "focus", "focus")):
         add(f"--{prefix}preset", default=default, help=f"preset of arm {arm}; default: {default}")
         add(
@@ -112,18 +135,17 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
             metavar="FIELD=VALUE",
             help="override one field of that preset; may be given several times",
         )
+    add("--passages", type=int, default=4, metavar="N", help="of arms retrieval_top and _after")
+    add("--passage-tokens", type=int, default=64, metavar="N", help="length of a passage")
     add("--seed", type=int, default=0, metavar="N", help="chooses documents and random numbers")
-    add(
-        "--batch-size",
-        type=int,
-        default=16,
-        metavar="N",
-        help="documents at once where nothing is adapted",
-    )
-    add("--max-tokens", type=int, default=48, metavar="N", help="longest answer, in tokens")
+    add("--max-tokens", type=int, metavar="N", help="longest answer; default: the task's")
+    add("--question-template", type=Path, metavar="FILE", help="default: the checkpoint's")
     add("--threads", type=int, default=1, metavar="N", help="threads of torch")
+    add("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--output", type=Path, metavar="FOLDER", help="keep what is done; go on from it")
+    add("--plot", type=Path, metavar="FILE", help="draw a PNG; needs the extra eval")
     add("--json", action="store_true", help="print the report as JSON")
-    add("--predictions", type=Path, metavar="FILE", help="write every answer as a line of JSON")
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -136,124 +158,102 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(name) for name in names(text))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Evaluate; the report goes to standard output, progress to standard error."""
-    if arguments.threads < 1:
-        raise UsageError(f"--threads must be at least 1, got {arguments.threads}")
-    from imprint.adapters.evaluation.report import render, summarize
-
-    started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = error_console()
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as progress:
-        evaluation = _prepare(arguments, progress)
-        cells = _run_cells(evaluation, arguments.predictions)
-    summaries = [summarize(cell, seed=arguments.seed) for cell in cells]
-    if arguments.json:
-        write_json(
-            {
-                "benchmark": "ruler",
-                "command": sys.argv[1:],
-                "model": str(arguments.model),
-                "config": asdict(evaluation.config),
-                "refine": evaluation.refine.to_dict(),
-                "focus": evaluation.focus.to_dict(),
-                "threads": arguments.threads,
-                "seconds": time.perf_counter() - started,
-                "cells": summaries,
-            }
-        )
-    else:
-        Console(width=None if sys.stdout.isatty() else 160).print(render(summaries))
-    return 0
-
-
-def _prepare(arguments: argparse.Namespace, progress: Progress) -> Evaluation:
-    """Everything loaded and checked. Raises `UsageError` for what cannot be used."""
-    import torch
+def _ruler(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Material:
+    from dataclasses import asdict
 
     from imprint.adapters.evaluation.haystack import Haystack
-    from imprint.adapters.evaluation.runner import Evaluation, EvaluationConfig
+    from imprint.adapters.evaluation.question_files import read_questions
+    from imprint.adapters.evaluation.results import file_hash
+    from imprint.adapters.evaluation.ruler_suite import RulerConfig, RulerSuite
     from imprint.adapters.evaluation.wordings import HELD_OUT, TRAINING
 
-    torch.set_num_threads(arguments.threads)
     groups = {"training": TRAINING, "heldout": HELD_OUT}
-    wordings = [
-        name
-        for given in arguments.wordings
-        for name in ([w.name for w in groups[given]] if given in groups else [given])
-    ]
-    refine = RefineConfig.from_dict(read_fields(arguments.preset, arguments.overrides))
-    focus = RefineConfig.from_dict(
-        read_fields(arguments.focus_preset, arguments.focus_overrides, flag="--focus-set")
+    config = RulerConfig(
+        tasks=arguments.tasks,
+        lengths=arguments.lengths,
+        wordings=tuple(
+            name
+            for given in arguments.wordings
+            for name in ([w.name for w in groups[given]] if given in groups else [given])
+        ),
+        num_documents=arguments.num_documents,
+        prompt=arguments.prompt,
+        max_new_tokens=arguments.max_tokens,
+        seed=arguments.seed,
     )
-    tasks: dict[str, Any] = {}
+    _check_ruler(arguments, has_needles=bool(config.needles))
+    inputs: dict[str, str] = {}
+    haystack, questions = None, []
+    if config.needles:
+        path = arguments.haystack or _HELD_OUT
+        haystack, inputs["haystack"] = Haystack.from_file(path), file_hash(path)
+    if arguments.questions is not None:
+        questions = read_questions(arguments.questions)
+        inputs["questions"] = file_hash(arguments.questions)
+    suite = RulerSuite(config, tokenizer, haystack=haystack, questions=questions)
+    return Material(cells=suite.cells(), config={"ruler": asdict(config)}, inputs=inputs)
 
-    def show(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = progress.add_task(what, total=total)
-        progress.update(tasks[what], completed=done)
 
-    path = arguments.haystack or _HELD_OUT
-    try:
-        config = EvaluationConfig(
-            tasks=arguments.tasks,
-            lengths=arguments.lengths,
-            wordings=tuple(wordings),
-            arms=arguments.arms,
-            num_documents=arguments.num_documents,
-            prompt=arguments.prompt,
-            batch_size=arguments.batch_size,
-            max_new_tokens=arguments.max_tokens,
-            seed=arguments.seed,
+def _check_ruler(arguments: argparse.Namespace, *, has_needles: bool) -> None:
+    """What is given must be of use. Raises `UsageError`."""
+    if "qa" in arguments.tasks and arguments.questions is None:
+        raise UsageError(
+            "task qa needs --questions FILE, lines of context, question and answers: no questions "
+            "are bundled"
         )
-        haystack = Haystack.from_file(path)
-    except OSError as error:
-        raise UsageError(f"--haystack: cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    model, tokenizer, neutral = _load(arguments)
-    return Evaluation(
-        model, tokenizer, haystack, config, refine, focus, neutral=neutral, on_progress=show
-    )
-
-
-def _load(arguments: argparse.Namespace) -> tuple[FastWeightModel, Tokenizer, list[int] | None]:
-    """The model, its tokenizer, and its neutral text if it has one."""
-    from imprint.adapters.gate import load_neutral
-    from imprint.models.checkpoint import load_model
-    from imprint.models.tokenizer import load_tokenizer
-
-    if arguments.question_template is not None and arguments.prompt != "question":
+    if "qa" not in arguments.tasks and arguments.questions is not None:
+        raise UsageError("--questions goes with task qa")
+    if not has_needles and arguments.haystack is not None:
+        raise UsageError("--haystack goes with a task that hides needles")
+    if arguments.prompt != "question" and arguments.question_template is not None:
         raise UsageError("--question-template goes with --prompt question")
-    folder = model_folder(arguments.model, arguments.revision).folder
-    tokenizer = load_tokenizer(folder, question_template=arguments.question_template)
-    return load_model(folder), tokenizer, load_neutral(folder, tokenizer)
 
 
-def _run_cells(evaluation: Evaluation, predictions: Path | None) -> list[Cell]:
-    """Run all cells, writing answers as they come."""
-    try:
-        if predictions is None:
-            return list(evaluation.run())
-        with predictions.open("w", encoding="utf-8") as file:
-            cells = []
-            for cell in evaluation.run():
-                _write_predictions(cell, file)
-                cells.append(cell)
-            return cells
-    except ValueError as error:  # a length too short for its task
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        raise UsageError(f"--predictions: {predictions}: {error.strerror or error}") from error
+def _qa(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Material:
+    from imprint.adapters.evaluation.question_files import question_cell, read_questions
+    from imprint.adapters.evaluation.results import file_hash
+
+    cell = question_cell(
+        read_questions(arguments.file),
+        tokenizer.format_question,
+        num_documents=arguments.num_documents,
+        seed=arguments.seed,
+    )
+    inputs = {"questions": file_hash(arguments.file)}
+    return Material(cells=[cell], config={"num_documents": arguments.num_documents}, inputs=inputs)
 
 
-def _write_predictions(cell: Cell, file: TextIO) -> None:
-    where = {"task": cell.task, "wording": cell.wording, "length": cell.length}
-    for arm, answers in cell.arms.items():
-        for answer in answers:
-            record = {**where, "arm": arm, **asdict(answer)}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    file.flush()
+def _longbench(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Material:
+    from imprint.adapters.evaluation.longbench import longbench_cells, longbench_files
+
+    if arguments.question_template is not None:
+        raise UsageError("--question-template: LongBench's prompts hold their own questions")
+    cells = longbench_cells(
+        arguments.folder,
+        tasks=arguments.tasks,
+        num_documents=arguments.num_documents,
+        seed=arguments.seed,
+    )
+    config = {"num_documents": arguments.num_documents, "tasks": list(arguments.tasks)}
+    inputs = _hashes(longbench_files(arguments.folder))
+    return Material(cells=cells, config=config, inputs=inputs)
+
+
+def _documents(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Material:
+    from imprint.adapters.evaluation.own_documents import document_cells, document_files
+
+    cells = document_cells(
+        arguments.folder,
+        tokenizer.format_question,
+        num_documents=arguments.num_documents,
+        seed=arguments.seed,
+    )
+    config = {"num_documents": arguments.num_documents}
+    inputs = _hashes(document_files(arguments.folder))
+    return Material(cells=cells, config=config, inputs=inputs)
+
+
+def _hashes(files: Sequence[Path]) -> dict[str, str]:
+    from imprint.adapters.evaluation.results import file_hash
+
+    return {str(path): file_hash(path) for path in files}

@@ -1,0 +1,46 @@
+"""What an adaptation costs in token passes, and next-token training at the cost of another one.
+
+A token that the model reads, samples or goes back through counts one pass each time. Knows numbers
+only.
+"""
+
+from __future__ import annotations
+
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.quantum import Usage
+
+_MAX_STEPS = 1000
+
+
+def token_passes(usage: Usage) -> int:
+    """All passes of a study or of a focus run."""
+    return usage.tokens_forward + usage.tokens_backward + usage.rollout_tokens
+
+
+def next_token_step(config: RefineConfig, num_tokens: int) -> int:
+    """Passes of one step without rollouts, its probe left out.
+
+    In scope `lora` a document of `num_tokens` is read twice and gone back through once; else the
+    cues and continuations of the positions are read and gone back through.
+    """
+    if config.scope == "lora":
+        return 3 * num_tokens
+    return config.positions * 2 * (config.cue_tokens + config.rollout_length)
+
+
+def next_token_config(
+    config: RefineConfig, *, num_tokens: int, num_places: int, budget: int
+) -> RefineConfig:
+    """The method without its policy loss, with as many steps as cost `budget` passes in all.
+
+    `budget` holds the first reading of `num_tokens` and the probes of `num_places` as well. Nothing
+    stops such a study early, so the budget is used, as far as 1000 steps can.
+    """
+    plain = config.replace(
+        lambda_rl=0.0, lambda_ntp=config.lambda_ntp or 1.0, steps=1, patience=_MAX_STEPS
+    )
+    probe = num_places * (plain.cue_tokens + plain.rollout_length)
+    last_reading = num_tokens if plain.scope == "lora" else 0
+    left = budget - num_tokens - probe - last_reading
+    steps = round(left / (next_token_step(plain, num_tokens) + probe))
+    return plain.replace(steps=min(max(steps, 1), _MAX_STEPS))
