@@ -30,6 +30,7 @@ from imprint.adapters.gate import (
     recall_probe,
 )
 from imprint.adapters.loss import clip_grads_per_delta
+from imprint.adapters.outcome import is_finite, refused, step_event, study_result
 from imprint.adapters.policy import StepResult
 from imprint.adapters.progress import Begun, Candidate, Completed, Progress, restore
 from imprint.adapters.quantum import Quanta, Quantum, Usage
@@ -86,7 +87,7 @@ class Refiner:
             entropy_T, self.config, seed=self.seed, step=0, excluded_T=excluded_T
         )
         if len(places_P) == 0 or len(room) == 0:
-            self._finish(reading, None, _refused("the document is too short to adapt and to judge"))
+            self._finish(reading, None, refused("the document is too short to adapt and to judge"))
             return
         if begun is None:
             base = self._probe(places_P, reading.end.state, None)
@@ -227,12 +228,12 @@ class Refiner:
                 # the trunk's reading was done with the delta as it was before this update
                 self._consider(step, delta, result.end.state, places_P)
             norm = float(clip_grads_per_delta(delta, config.grad_clip)[0])
-            if not (math.isfinite(norm) and _finite(result)):
-                return _refused("a loss or gradient was not finite")
+            if not (math.isfinite(norm) and is_finite(result)):
+                return refused("a loss or gradient was not finite")
             optimizer.step()
             if config.scope == "query_lora":
                 self._consider(step + 1, delta, reading.end.state, places_P)
-            event = self._event(step, result, norm, base)
+            event = step_event(step + 1, steps, result, norm, base, self._best)
             step += 1
             self._events.append(event)
             tried = record_branches(step, result)
@@ -325,26 +326,6 @@ class Refiner:
         assert verdict is not None
         self._finish(reading, None, verdict, base)
 
-    def _event(
-        self, step: int, result: StepResult, norm: float, base: ProbeResult
-    ) -> dict[str, Any]:
-        event: dict[str, Any] = {
-            "step": step + 1,
-            "steps": self.config.steps,
-            "ntp_loss": _mean(result.ntp_loss_Q),
-            "policy_loss": _mean(result.policy_loss_Q),
-            "grad_norm": norm,
-            "probe_base_nats": base.mean,
-            "probe_nats": self._best.probe.mean if self._best else base.mean,
-            "num_positions": int(result.positions_QN.shape[1]),
-        }
-        if result.rewards_QNG is not None:
-            event["reward_mean"] = float(result.rewards_QNG.mean())
-            event["reward_std"] = float(result.rewards_QNG.std(correction=0))
-        if result.entropy_mean is not None:
-            event["entropy_mean"] = float(result.entropy_mean)
-        return event
-
     def _finish(
         self,
         reading: Reading,
@@ -354,19 +335,7 @@ class Refiner:
         alpha: float | None = None,
     ) -> None:
         assert reading.entropy_T is not None
-        result = {
-            "accepted": chosen is not None,
-            "reason": verdict.reason,
-            "alpha": alpha,
-            "best_step": self._best.step if self._best else None,
-            "probe_before": base.mean if base else None,
-            "probe_after": chosen.probe.mean
-            if chosen
-            else (self._best.probe.mean if self._best else None),
-            "probe_gain_nats": verdict.gain_nats,
-            "probe_gain_error_nats": verdict.gain_error_nats,
-            "neutral_rise_nats": verdict.neutral_rise_nats,
-        }
+        result = study_result(chosen, self._best, verdict, base, alpha)
         self.adapter = Adapter(
             tokens_T=self.tokens_T,
             entropy_T=reading.entropy_T.float(),
@@ -379,27 +348,7 @@ class Refiner:
                 "num_tokens": len(self.tokens_T),
                 "document_sha256": self._sha256,
                 "outcome": "succeeded" if chosen else "rejected",
-                "result": {name: _plain(value) for name, value in result.items()},
+                "result": result,
                 "usage": self.usage.to_dict(),
             },
         )
-
-
-def _refused(reason: str) -> Verdict:
-    return Verdict(
-        accepted=False, reason=reason, gain_nats=0.0, gain_error_nats=0.0, neutral_rise_nats=None
-    )
-
-
-def _finite(result: StepResult) -> bool:
-    losses = (result.ntp_loss_Q, result.policy_loss_Q)
-    return all(bool(loss.isfinite().all()) for loss in losses if loss is not None)
-
-
-def _mean(loss_Q: Tensor | None) -> float | None:
-    return None if loss_Q is None else float(loss_Q.mean())
-
-
-def _plain(value: Any) -> Any:
-    # JSON knows no NaN or infinity
-    return None if isinstance(value, float) and not math.isfinite(value) else value
