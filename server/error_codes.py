@@ -86,6 +86,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "study_not_ready": ErrorCode("409", "The document is not read yet.", "Wait for Retry-After."),
     "gone": ErrorCode("410", "It existed and cannot be used any more.", "Make it again."),
     "adapter_evicted": ErrorCode("410", "The adapter's file is gone.", "Adapt again."),
+    "adapter_idle": ErrorCode("410", "Nobody asked it for too long.", "Adapt again."),
     "adaptation_expired": ErrorCode("410", "Its time was over.", "Adapt again."),
     "adapter_corrupt": ErrorCode(
         "410", "The adapter's file is damaged, or of another model.", "Adapt again."

@@ -5,6 +5,7 @@ that one process holds the exporter. All `OTEL_*` variables of the SDK work as d
 """
 
 import os
+import threading
 from collections.abc import Mapping
 
 from opentelemetry.context import Context
@@ -23,7 +24,7 @@ from imprint.server.messages import SpanRecord
 from imprint.server.tracing import Value
 
 NS = 1_000_000_000
-CLOSE_TIMEOUT_MS = 3000
+CLOSE_TIMEOUT_S = 3.0
 
 _propagator = TraceContextTextMapPropagator()
 
@@ -91,6 +92,7 @@ class OtelTracer:
                 SERVICE_VERSION: __version__,
             }
         )
+        self._exporter = exporter
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._processor = BatchSpanProcessor(exporter)
         self._provider.add_span_processor(self._processor)
@@ -119,9 +121,13 @@ class OtelTracer:
         )
         span.end(end_time=int(record.ended * NS))
 
-    def close(self) -> None:
-        """Send what is left, for at most three seconds."""
-        self._processor.force_flush(CLOSE_TIMEOUT_MS)
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Send what is left, for a bounded time."""
+        # In a thread: the processor keeps no time of its own while the exporter tries again.
+        flush = threading.Thread(target=self._processor.force_flush, daemon=True)
+        flush.start()
+        flush.join(timeout_s)
+        self._exporter.shutdown()  # ends its attempts
         self._provider.shutdown()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from imprint.server.app import create_app
 from imprint.server.config import Settings
 from imprint.server.messages import SpanRecord, Spans
-from imprint.server.otel import OtelTracer
+from imprint.server.otel import OtelTracer, otlp_tracer
 from imprint.server.work_trace import MAX_SPANS, WorkTrace
 
 CLIENT_TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -82,6 +83,14 @@ async def test_nothing_is_traced_by_default(client: httpx.AsyncClient, pool: Any
 def test_the_server_starts_without_opentelemetry() -> None:
     code = "import sys, imprint.server.serve as s; sys.exit('opentelemetry.sdk' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_collector_that_is_gone_does_not_hold_up_the_end() -> None:
+    tracer = otlp_tracer("http://127.0.0.1:1")
+    tracer.record(SpanRecord(traceparent=TRACEPARENT, name="decode", began=1.0, ended=2.0))
+    began = time.monotonic()
+    tracer.close(timeout_s=0.1)
+    assert time.monotonic() - began < 2.5  # it would try for ten seconds
 
 
 class Clock:
