@@ -37,7 +37,7 @@ from imprint.server.messages import (
 from imprint.server.scheduler import Expired, Scheduler, SchedulerConfig
 from imprint.server.sequence import Job, Sequence
 from imprint.server.slot_states import SlotStates
-from imprint.server.step_times import StepTimes
+from imprint.server.step_times import QUANTUM, StepTimes
 from imprint.server.tasks import INTERNAL_ERROR, OUT_OF_MEMORY, Emit, Surroundings, failure
 from imprint.server.worker_config import WorkerConfig
 from imprint.server.worker_memory import device_bytes, resident_bytes
@@ -231,7 +231,7 @@ class Engine:
 
     def _quantum(self, job: Job) -> None:
         phase = "focus" if job.focus else "quantum"
-        with self._times.part("quantum"), self._in_unit(phase, [job.id]):
+        with self._times.part(QUANTUM), self._in_unit(phase, [job.id]):
             if job.focus:
                 self._answers.advance(job)
             else:
@@ -324,6 +324,7 @@ class Engine:
             adapter_capacity_bytes={"host": self.cache.capacity_bytes},
             engine_steps=self._num_steps,
             engine_last_step_duration_s=self._last_duration_s,
+            longest_quantum_s=self._times.longest_quantum_s,
             engine_last_step_time=self._last_time,
             batch_size=self._batch_size,
             memory_bytes=resident_bytes(),

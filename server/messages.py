@@ -301,6 +301,8 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     adapter_capacity_bytes: dict[str, int] = {}
     engine_steps: int = 0
     engine_last_step_duration_s: float = 0.0
+    longest_quantum_s: float = 0.0
+    """Of the last five to ten seconds."""
     engine_last_step_time: float = 0.0
     """Unix time of the end of the last step that did work; 0 before the first."""
     batch_size: int = 0

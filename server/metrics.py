@@ -216,6 +216,11 @@ class Metrics:
             "phase",
             buckets=STEP_BUCKETS,
         )
+        self.longest_quantum = add(
+            Gauge,
+            "longest_quantum_seconds",
+            "The longest quantum of the last five to ten seconds, of any worker.",
+        )
         self.last_step = add(
             Gauge, "engine_last_step_timestamp_seconds", "End of the last step that did work."
         )
@@ -361,6 +366,7 @@ class Metrics:
         stats = [beat.stats for beat in beats]
         self.slots.labels(state="used").set(sum(s.slots_used for s in stats))
         self.slots.labels(state="free").set(sum(s.slots_free for s in stats))
+        self.longest_quantum.set(max((s.longest_quantum_s for s in stats), default=0.0))
         self.last_step.set(max((s.engine_last_step_time for s in stats), default=0.0))
         gauges = (
             (self.adapters, "adapters"),

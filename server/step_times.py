@@ -12,6 +12,9 @@ from imprint.server.messages import Observation
 
 METRIC = "engine_time_seconds_total"
 OWN = "own"
+QUANTUM = "quantum"
+WINDOW_S = 5.0
+"""The longest quantum is remembered for one to two of these."""
 
 
 class StepTimes:
@@ -21,6 +24,14 @@ class StepTimes:
         self._clock = clock
         self._spent_s: dict[str, float] = {}
         self._parts_s = 0.0
+        self._window_began = clock()
+        self._longest_s = [0.0, 0.0]
+
+    @property
+    def longest_quantum_s(self) -> float:
+        """The longest quantum of the last five to ten seconds."""
+        self._move_window(self._clock())
+        return max(self._longest_s)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -38,9 +49,12 @@ class StepTimes:
         try:
             yield
         finally:
-            duration_s = self._clock() - began
-            self._parts_s += duration_s
-            self._add(name, duration_s)
+            now = self._clock()
+            self._parts_s += now - began
+            self._add(name, now - began)
+            if name == QUANTUM:
+                self._move_window(now)
+                self._longest_s[0] = max(self._longest_s[0], now - began)
 
     def take(self) -> list[Observation]:
         """What has been spent since the last call, for the metric of the API process."""
@@ -53,3 +67,9 @@ class StepTimes:
 
     def _add(self, name: str, seconds: float) -> None:
         self._spent_s[name] = self._spent_s.get(name, 0.0) + seconds
+
+    def _move_window(self, now: float) -> None:
+        num_windows = (now - self._window_began) // WINDOW_S
+        if num_windows >= 1:
+            self._longest_s = [0.0, self._longest_s[0] if num_windows == 1 else 0.0]
+            self._window_began += num_windows * WINDOW_S

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from imprint.server.commands import bench_serve
 from imprint.server.commands.common import (
     CommandError,
     UsageError,
@@ -54,6 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--document-tokens", type=int, default=1024, metavar="N", help="length of the document")
     add("--background-tokens", type=int, default=16384, metavar="N", help="length of the other one")
     answer.set_defaults(run=run_answer)
+    bench_serve.add_parser(benchmarks)
 
 
 def _add_kernels(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

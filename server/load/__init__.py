@@ -1,0 +1,1 @@
+"""The load generator: traffic against a running server, and the targets it is held to."""
