@@ -99,10 +99,12 @@ function parsed(block) {
   return data.length ? { id, data: data.join("\n") } : null;
 }
 
-const GIVE_UP_AFTER = 6;
+const GIVE_UP_AFTER = 10;
 
-/** Everything that happens to an adaptation, over broken connections too: none missed, none twice. */
-export async function* follow(id, signal) {
+/** Everything that happens to an adaptation, over broken connections too: none missed, none twice.
+
+`onLost()` is called for each connection that broke off. */
+export async function* follow(id, signal, onLost) {
   let lastId = null;
   let failures = 0;
   for (;;) {
@@ -119,6 +121,7 @@ export async function* follow(id, signal) {
         error.code === "draining" || error.code === "queue_full");
       failures += 1;
       if (!again || failures > GIVE_UP_AFTER) throw error;
+      onLost();
     }
     await pause(Math.min(8000, 400 * 2 ** failures), signal);
   }

@@ -8,7 +8,7 @@ import { Study } from "./study.js";
 import { isActive } from "./words.js";
 
 const LIST_INTERVAL_MS = 4000;
-const HEALTH_INTERVAL_MS = 15_000;
+const HEALTH_INTERVAL_MS = 8000;
 
 const list = new DocumentList();
 let study = null;

@@ -86,12 +86,13 @@ export class Curves {
       point[chart.name] + band(point)]);
     if (Number.isFinite(base)) values.push(base);
     const [low, high] = padded(Math.min(...values), Math.max(...values), chart.spread);
+    const digits = Math.min(4, Math.max(2, Math.ceil(-Math.log10(high - low)) + 1)); // so that they differ
     const x = (step) => LEFT + ((WIDTH - LEFT - RIGHT) * (step - 1)) / Math.max(1, this.#steps - 1);
     const y = (value) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - value)) / (high - low);
     const path = (pairs) => pairs.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
     const parts = [high, low].map((value) => svg("g", {},
       svg("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
-      svg("text", { x: LEFT - 6, y: y(value) + 3.5, "text-anchor": "end" }, number(value))));
+      svg("text", { x: LEFT - 6, y: y(value) + 3.5, "text-anchor": "end" }, number(value, digits))));
     parts.push(svg("text", { x: LEFT, y: HEIGHT - 6 }, "step 1"),
       svg("text", { x: WIDTH - RIGHT, y: HEIGHT - 6, "text-anchor": "end" }, String(this.#steps)));
     if (chart.spread) {

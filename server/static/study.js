@@ -9,6 +9,8 @@ import { Heatmap, legend } from "./heatmap.js";
 import { confirmed, download } from "./actions.js";
 import * as words from "./words.js";
 
+const NOT_KEPT = "How the text was studied is kept only as long as what was learned from it.";
+
 export class Study {
   #id;
   #entry;
@@ -33,7 +35,7 @@ export class Study {
     this.banner = el("p", { class: "banner bad", role: "alert", hidden: true });
     this.bar = el("progress", { max: 1, "aria-label": "Progress of the study" });
     this.phase = el("p", { class: "note" });
-    this.running = el("div", { class: "card running", hidden: true }, this.phase, this.bar);
+    this.running = el("div", { class: "card under-way", hidden: true }, this.phase, this.bar);
     this.verdict = el("div", {});
     this.ask = el("div", {});
     this.curves = new Curves();
@@ -56,7 +58,10 @@ export class Study {
   async #run() {
     try {
       await this.#refresh();
-      for await (const event of follow(this.#id, this.#stop.signal)) await this.#take(event);
+      const lost = () => {
+        this.phase.textContent = "The connection is lost; trying again …";
+      };
+      for await (const event of follow(this.#id, this.#stop.signal, lost)) await this.#take(event);
       await this.#refresh();
       await this.#fetchSteps();
       this.#onChange(false);
@@ -94,7 +99,7 @@ export class Study {
       this.ask.append(new Ask(adaptation, this.#stop.signal).element);
     }
     if (!words.isActive(adaptation) && !words.isReady(adaptation) && !this.#heatmap) {
-      this.textBody.textContent = "The text is not kept any more.";
+      this.textBody.textContent = NOT_KEPT;
     }
   }
 
@@ -112,8 +117,10 @@ export class Study {
       el("div", { class: "actions" },
         words.isActive(adaptation)
           ? el("button", { type: "button", class: "quiet", onclick: () => this.#act(() => this.#cancel()) }, "Cancel")
-          : el("button", { type: "button", class: "quiet", disabled: !words.isReady(adaptation),
-            onclick: () => this.#act(() => this.#export()) }, "Export adapter"),
+          : words.isReady(adaptation)
+            ? el("button", { type: "button", class: "quiet", onclick: () => this.#act(() => this.#export()) }, "Export adapter")
+            : adaptation.document_id && el("button", { type: "button", class: "quiet",
+              onclick: () => this.#act(() => this.#again()) }, "Study it again"),
         el("button", { type: "button", class: "danger quiet", onclick: () => this.#act(() => this.#delete()) }, "Delete")),
       others.length ? el("p", { class: "note others" }, "Other work on this document: ",
         others.flatMap((item, i) => [i ? ", " : "", el("a", { href: `#/${item.id}` },
@@ -151,7 +158,7 @@ export class Study {
       profile = await getJson(`/v1/adaptations/${encodeURIComponent(this.#id)}/study/profile`, this.#stop.signal);
     } catch (error) {
       if (!(error instanceof ApiError) || error.code !== "study_gone") throw error;
-      this.textBody.textContent = "The text is not kept any more.";
+      this.textBody.textContent = NOT_KEPT;
       return;
     }
     this.#branches = new Branches((position) => this.#heatmap.reveal(position));
@@ -237,6 +244,13 @@ export class Study {
     await postJson(`/v1/adaptations/${encodeURIComponent(this.#id)}/cancel`, {});
     await this.#refresh();
     this.#onChange(false);
+  }
+
+  async #again() {
+    const { document_id, method, seed } = this.adaptation;
+    const adaptation = await postJson("/v1/adaptations", { document_id, method, seed });
+    this.#onChange(false);
+    location.hash = `#/${adaptation.id}`;
   }
 
   async #export() {

@@ -213,6 +213,12 @@ def test_a_document_from_its_pasting_to_its_deletion(
     expect(answer.locator(".column").nth(1).locator(".output")).to_contain_text("7308452")
     expect(answer.locator(".column").nth(1)).to_contain_text("Studied for this question in 8 steps")
     expect(answer.locator(".column").nth(0)).to_contain_text("nchanged model")
+    # what was learned, as a file
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export adapter").click()
+    exported = api.get(f"/v1/adaptations/{id_of(page)}/adapter")
+    assert download.value.suggested_filename == f"{id_of(page)}.safetensors"
+    assert Path(download.value.path()).read_bytes() == exported.content
     # the list, and a look back
     entry = page.get_by_role("navigation").get_by_role("link", name=re.compile("The harbour"))
     expect(entry).to_contain_text("1,184 tokens · 4.2 kB")
@@ -266,12 +272,27 @@ def test_a_large_file_is_watched_and_cancelled(
     expect(page.locator("#attached")).to_contain_text("one_line.txt")
     expect(page.locator("#text-note")).to_have_text("1,000,000 characters")
     page.get_by_role("button", name="Study it").click()
-    expect(page.locator("div.running")).to_contain_text("Reading the document", timeout=60_000)
+    expect(page.locator(".under-way")).to_contain_text("Reading the document", timeout=60_000)
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".verdict")).to_contain_text("Cancelled", timeout=30_000)
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Let the model study a document")
+
+
+def test_a_file_that_is_no_plain_text_is_sent_as_it_is(
+    open_page: Callable[..., Watched], api: httpx.Client, tmp_path: Path
+) -> None:
+    page = open_page().page
+    expect = sync_api().expect
+    file = tmp_path / "notes.html"
+    file.write_text("<h1>The quay</h1><p>The bell is <b>cracked</b>. " + "It rang. " * 30)
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#attached")).to_contain_text("notes.html")
+    study(page, steps=1)
+    expect(page.locator(".heat-text")).to_contain_text("The bell is cracked.", timeout=60_000)
+    (entry, *_) = api.get("/v1/documents").json()["data"]
+    assert (entry["title"], entry["media_type"]) == ("notes.html", "text/html")
 
 
 def test_a_key_is_asked_for_and_ends_with_the_tab(open_page: Callable[..., Watched]) -> None:
