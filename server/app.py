@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from imprint import __version__
+from imprint.server import openapi
 from imprint.server.auth import RequireKey
 from imprint.server.config import Settings
 from imprint.server.errors import (
@@ -51,6 +53,13 @@ class _App(FastAPI):
 
     metrics: Metrics
     tracer: Tracer | None
+    keyed: bool
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.complete(super().openapi(), keyed=self.keyed)
+        return self.openapi_schema
 
     def build_middleware_stack(self) -> ASGIApp:
         guarded = SecurityHeaders(super().build_middleware_stack())
@@ -91,7 +100,7 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
         docs_url=None,  # its page loads scripts from elsewhere; /openapi.json is served
         redoc_url=None,
     )
-    app.metrics, app.tracer = metrics, tracer
+    app.metrics, app.tracer, app.keyed = metrics, tracer, bool(keys)
     _add_guards(app, settings, keys, limits)
     for module in (
         documents,

@@ -37,10 +37,15 @@ STATUS_CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
+    409: "conflict",
+    410: "gone",
     413: "body_too_large",
     415: "unsupported_media_type",
+    429: "rate_limit_exceeded",
     431: "headers_too_large",
+    500: "internal_error",
     503: "unavailable",
+    504: "deadline_exceeded",
 }
 
 

@@ -12,7 +12,9 @@ from imprint.server.errors import InvalidRequestError
 from imprint.server.journal import Journal
 from imprint.server.records import AdaptationRow, EventRow
 from imprint.server.replies import adaptation_object, event_object, list_object
+from imprint.server.reply_schemas import Adaptation, AdaptationEvent, Deleted, Page
 from imprint.server.routes.bodies import JSON_BODY
+from imprint.server.routes.described import described
 from imprint.server.schemas import CreateAdaptation
 from imprint.server.services import FromApp, Services
 from imprint.server.streams import encode_event, open_stream
@@ -21,10 +23,14 @@ router = APIRouter(prefix="/v1/adaptations")
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Sequence = Annotated[int, Query(ge=0, le=2**62)]
-Accept = Annotated[str, Header()]
+Accept = Annotated[str, Header(include_in_schema=False)]
 
 
-@router.post("", status_code=202, dependencies=JSON_BODY)
+@router.post(
+    "",
+    dependencies=JSON_BODY,
+    **described(Adaptation, 404, status=202, also=200),
+)
 async def create(body: CreateAdaptation, owner: Owner, services: FromApp) -> JSONResponse:
     """Accept a document for adaptation: 202 and the new job, or 200 and the one that exists."""
     new, tokens = await services.intake.adaptation(body, owner)
@@ -35,7 +41,7 @@ async def create(body: CreateAdaptation, owner: Owner, services: FromApp) -> JSO
     )
 
 
-@router.get("")
+@router.get("", **described(Page[Adaptation], 404))
 async def page(
     owner: Owner, services: FromApp, limit: Limit = 20, after: str | None = None
 ) -> dict[str, Any]:
@@ -47,26 +53,29 @@ async def page(
     return list_object(data, has_more=len(rows) > limit)
 
 
-@router.get("/{id}")
+@router.get("/{id}", **described(Adaptation, 404))
 async def get(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """One adaptation."""
     return _object(services, await services.jobs.get(id, owner))
 
 
-@router.post("/{id}/cancel")
+@router.post("/{id}/cancel", **described(Adaptation, 404))
 async def cancel(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """Stop it between two quanta. One that has ended stays as it is."""
     return _object(services, await services.jobs.cancel(id, owner))
 
 
-@router.delete("/{id}")
+@router.delete("/{id}", **described(Deleted, 404))
 async def delete(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """Free it: answers when no memory and no file holds it any more."""
     await services.retention.delete(id, owner)
     return {"id": id, "object": "adaptation", "deleted": True}
 
 
-@router.get("/{id}/events", response_model=None)
+@router.get(
+    "/{id}/events",
+    **described(Page[AdaptationEvent], 404, stream="Events and progress, as they happen."),
+)
 async def events(
     id: str,
     request: Request,

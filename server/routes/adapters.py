@@ -5,12 +5,17 @@ from fastapi.responses import StreamingResponse
 
 from imprint.server.auth import Owner
 from imprint.server.errors import GoneError
+from imprint.server.routes.described import described_file
 from imprint.server.services import FromApp
 
 router = APIRouter()
 
 
-@router.get("/v1/adaptations/{id}/adapter", response_class=StreamingResponse)
+@router.get(
+    "/v1/adaptations/{id}/adapter",
+    response_class=StreamingResponse,
+    **described_file("application/octet-stream", 404, 409, 410),
+)
 async def download(id: str, owner: Owner, services: FromApp) -> StreamingResponse:
     """The adapter as one safetensors file: delta, document-end state, tokens of the document,
     entropies; its metadata holds a manifest and a checksum over both."""

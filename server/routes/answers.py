@@ -8,7 +8,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from imprint.server.auth import Owner
+from imprint.server.reply_schemas import Answers
 from imprint.server.routes.bodies import JSON_BODY
+from imprint.server.routes.described import described
 from imprint.server.schemas import CreateAnswers
 from imprint.server.services import FromApp, Services
 from imprint.server.streams import encode_event, open_stream, until_disconnect
@@ -16,7 +18,11 @@ from imprint.server.streams import encode_event, open_stream, until_disconnect
 router = APIRouter()
 
 
-@router.post("/v1/answers", dependencies=JSON_BODY, response_model=None)
+@router.post(
+    "/v1/answers",
+    dependencies=JSON_BODY,
+    **described(Answers, 404, 409, 410, 504, stream="Progress, text and, last, the whole reply."),
+)
 async def create(
     body: CreateAnswers, request: Request, owner: Owner, services: FromApp
 ) -> Response:

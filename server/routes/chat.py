@@ -13,14 +13,20 @@ from imprint.server.completions import Accepted
 from imprint.server.generation import Delta, Finished, TokenInfo, add_usage
 from imprint.server.openai_replies import chat_choice, chat_delta, chat_logprobs, head
 from imprint.server.openai_schemas import CreateChatCompletion
+from imprint.server.reply_schemas import ChatCompletion
 from imprint.server.routes.bodies import JSON_BODY
+from imprint.server.routes.described import described
 from imprint.server.services import FromApp, Services
 from imprint.server.streams import encode_event, open_stream, until_disconnect
 
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", dependencies=JSON_BODY, response_model=None)
+@router.post(
+    "/v1/chat/completions",
+    dependencies=JSON_BODY,
+    **described(ChatCompletion, 404, 409, 410, 504, stream="Chunks in the OpenAI shape."),
+)
 async def create(
     body: CreateChatCompletion, request: Request, owner: Owner, services: FromApp
 ) -> Response:

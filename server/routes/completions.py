@@ -12,7 +12,9 @@ from imprint.server.auth import Owner
 from imprint.server.generation import Delta, Finished, TokenInfo, add_usage
 from imprint.server.openai_replies import completion_choice, completion_logprobs, head
 from imprint.server.openai_schemas import CreateCompletion
+from imprint.server.reply_schemas import Completion
 from imprint.server.routes.bodies import JSON_BODY
+from imprint.server.routes.described import described
 from imprint.server.services import FromApp, Services
 from imprint.server.streams import encode_event, open_stream, until_disconnect
 
@@ -21,7 +23,11 @@ router = APIRouter()
 KIND = "text_completion"
 
 
-@router.post("/v1/completions", dependencies=JSON_BODY, response_model=None)
+@router.post(
+    "/v1/completions",
+    dependencies=JSON_BODY,
+    **described(Completion, 404, 409, 410, 504, stream="Chunks in the OpenAI shape."),
+)
 async def create(
     body: CreateCompletion, request: Request, owner: Owner, services: FromApp
 ) -> Response:

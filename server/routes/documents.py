@@ -8,6 +8,8 @@ from fastapi.responses import JSONResponse
 from imprint.server.auth import Owner
 from imprint.server.document_records import SourceText
 from imprint.server.replies import document_object, list_object
+from imprint.server.reply_schemas import Deleted, Document, DocumentContent, Page
+from imprint.server.routes.described import described
 from imprint.server.routes.uploads import DOCUMENT_BODY, Upload, document_body
 from imprint.server.services import FromApp
 from imprint.server.streams import until_disconnect
@@ -17,7 +19,7 @@ router = APIRouter(prefix="/v1/documents")
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.post("", status_code=201, openapi_extra=DOCUMENT_BODY)
+@router.post("", openapi_extra=DOCUMENT_BODY, **described(Document, status=201))
 async def create(request: Request, owner: Owner, services: FromApp) -> JSONResponse:
     """Store a text, or the text of a file, to be studied and asked by its id."""
     services.jobs.refuse_when_draining()
@@ -33,7 +35,7 @@ async def create(request: Request, owner: Owner, services: FromApp) -> JSONRespo
     return JSONResponse(document_object(row), status_code=201, headers=location)
 
 
-@router.get("")
+@router.get("", **described(Page[Document], 404))
 async def page(
     owner: Owner, services: FromApp, limit: Limit = 20, after: str | None = None
 ) -> dict[str, Any]:
@@ -43,13 +45,13 @@ async def page(
     return list_object(data, has_more=len(rows) > limit)
 
 
-@router.get("/{id}")
+@router.get("/{id}", **described(Document, 404))
 async def get(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """One document, without its text."""
     return document_object(await services.documents.get(id, owner))
 
 
-@router.get("/{id}/content")
+@router.get("/{id}/content", **described(DocumentContent, 404))
 async def content(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """Its text, and where the pages or sections of its source lie in it."""
     row = await services.documents.get(id, owner)
@@ -63,7 +65,7 @@ async def content(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     }
 
 
-@router.delete("/{id}")
+@router.delete("/{id}", **described(Deleted, 404))
 async def delete(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """Delete it with its adaptations: answers when no memory and no file holds them any more."""
     await services.retention.delete_document(id, owner)

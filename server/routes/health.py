@@ -4,23 +4,26 @@ import platform
 from typing import Any
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from imprint import __version__
 from imprint.server.errors import OverloadedError
 from imprint.server.host import look_around
+from imprint.server.reply_schemas import Alive, Health, Version
+from imprint.server.routes.described import described
 from imprint.server.services import FromApp
 
 router = APIRouter()
 
 
-@router.get("/health/live")
+@router.get("/health/live", **described(Alive))
 async def live() -> dict[str, str]:
     """The process answers."""
     return {"status": "live"}
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", **described(Alive))
 async def ready(services: FromApp) -> dict[str, str]:
     """A worker has loaded the model and its heartbeat is young; otherwise 503."""
     services.jobs.refuse_when_draining()
@@ -32,7 +35,7 @@ async def ready(services: FromApp) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/health")
+@router.get("/health", **described(Health))
 async def health(services: FromApp) -> dict[str, Any]:
     """The whole picture, always 200: workers, queues, model."""
     info = services.pool.info
@@ -58,7 +61,7 @@ async def health(services: FromApp) -> dict[str, Any]:
     }
 
 
-@router.get("/version")
+@router.get("/version", **described(Version))
 async def version(services: FromApp) -> dict[str, str]:
     """Versions of the server and of what it runs on."""
     return {
@@ -68,7 +71,7 @@ async def version(services: FromApp) -> dict[str, str]:
     }
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(services: FromApp) -> Response:
     """Prometheus text."""
     info = services.pool.info

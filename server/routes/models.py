@@ -7,6 +7,8 @@ from fastapi import APIRouter
 from imprint.server.auth import Owner
 from imprint.server.journal import Journal
 from imprint.server.records import READY, AdaptationRow
+from imprint.server.reply_schemas import Model, Models
+from imprint.server.routes.described import described
 from imprint.server.services import FromApp, Services
 
 router = APIRouter(prefix="/v1/models")
@@ -14,7 +16,7 @@ router = APIRouter(prefix="/v1/models")
 MAX_MODELS = 1000
 
 
-@router.get("")
+@router.get("", **described(Models))
 async def page(owner: Owner, services: FromApp) -> dict[str, Any]:
     """The base model, then the newest ready adaptations, at most 1000."""
     rows = await services.journal(Journal.page, owner, after=None, limit=MAX_MODELS, statuses=READY)
@@ -22,7 +24,7 @@ async def page(owner: Owner, services: FromApp) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-@router.get("/{name:path}")
+@router.get("/{name:path}", **described(Model, 404, 409, 410))
 async def get(name: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """One model: `<base>` or `<base>:<adaptation id>`."""
     id = await services.intake.model_adapter(name, owner)

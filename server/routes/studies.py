@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from imprint.server.auth import Owner
+from imprint.server.reply_schemas import StudyProfile, StudySteps, StudyTokens
+from imprint.server.routes.described import described
 from imprint.server.services import FromApp
 
 router = APIRouter(prefix="/v1/adaptations/{id}/study")
@@ -12,7 +14,7 @@ router = APIRouter(prefix="/v1/adaptations/{id}/study")
 After = Annotated[int, Query(ge=0, le=2**31)]
 
 
-@router.get("")
+@router.get("", **described(StudySteps, 404, 409, 410))
 async def steps(
     id: str,
     owner: Owner,
@@ -25,14 +27,14 @@ async def steps(
     return await services.studies.steps(row, after=after, limit=limit)
 
 
-@router.get("/profile")
+@router.get("/profile", **described(StudyProfile, 404, 409, 410))
 async def profile(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
     """The whole document's entropy in at most 240 pieces, and the bounds of most of its tokens."""
     row = await services.jobs.get(id, owner)
     return await services.studies.profile(row)
 
 
-@router.get("/tokens")
+@router.get("/tokens", **described(StudyTokens, 404, 409, 410))
 async def tokens(
     id: str,
     owner: Owner,

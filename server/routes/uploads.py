@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from imprint.server.api_examples import EXAMPLES
 from imprint.server.errors import InvalidRequestError
 from imprint.server.schemas import CreateDocument, UploadFields
 
@@ -19,7 +20,10 @@ DOCUMENT_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": CreateDocument.model_json_schema()},
+            "application/json": {
+                "schema": CreateDocument.model_json_schema(),
+                "example": EXAMPLES["CreateDocument"],
+            },
             "multipart/form-data": {
                 "schema": {
                     "type": "object",

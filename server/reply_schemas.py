@@ -1,0 +1,368 @@
+"""Shapes of replies, for the OpenAPI document: `server/replies.py` makes them. Checks nothing.
+
+Every shape forbids other fields; a test compares the answers of a live server with them.
+"""
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+Item = TypeVar("Item")
+Status = Literal["queued", "running", "succeeded", "rejected", "failed", "cancelled", "expired"]
+
+
+class Reply(BaseModel):
+    """Base of every reply's shape."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Error(Reply):
+    """What went wrong."""
+
+    message: str
+    """For people; it may change."""
+    type: Literal["invalid_request_error", "server_error"]
+    """Whether the request or the server is at fault."""
+    param: str | None
+    """The field that is meant, as a path: `method.steps`."""
+    code: str | None
+    """For programs; it stays."""
+
+
+class ErrorReply(Reply):
+    """The one shape of every error, of any status."""
+
+    error: Error
+
+
+class Page(Reply, Generic[Item]):
+    """A page of a list; the next one comes after `last_id`."""
+
+    object: Literal["list"]
+    data: list[Item]
+    first_id: str | int | None
+    last_id: str | int | None
+    has_more: bool
+
+
+class Deleted(Reply):
+    """Nothing holds it any more."""
+
+    id: str
+    object: Literal["adaptation", "document"]
+    deleted: Literal[True]
+
+
+class Document(Reply):
+    """A stored document, without its text."""
+
+    id: str
+    object: Literal["document"]
+    title: str | None
+    media_type: str
+    """Of the file that it was read from."""
+    version: int
+    sha256: str
+    num_tokens: int
+    bytes: int
+    num_references: int
+    """Pages or sections whose places in the text are known."""
+    created_at: float
+    updated_at: float
+    expires_at: float | None
+    metadata: dict[str, str]
+
+
+class Reference(Reply):
+    """A page or section of the source, and where it lies in the text, in characters."""
+
+    kind: str
+    number: int
+    start: int
+    end: int
+
+
+class DocumentContent(Reply):
+    """A document's text."""
+
+    object: Literal["document.content"]
+    id: str
+    version: int
+    text: str
+    references: list[Reference]
+
+
+class Progress(Reply):
+    """How far a job is; each is null before it is known."""
+
+    phase: str | None
+    step: int | None
+    steps: int | None
+    num_tokens: int | None
+
+
+class Failure(Reply):
+    """Why a job has no adapter."""
+
+    message: str
+    code: str
+    param: str | None
+
+
+class Adaptation(Reply):
+    """A job that studies a document, and what came of it."""
+
+    id: str
+    object: Literal["adaptation"]
+    status: Status
+    """`succeeded` and `rejected` can be asked; `rejected` answers with the base weights."""
+    model: str
+    method: dict[str, Any]
+    """With every field written out."""
+    seed: int
+    priority: int
+    document_id: str | None
+    """The stored document that it studies; null where the text came with the request."""
+    sha256: str
+    num_tokens: int
+    bytes: int
+    adapter_bytes: int
+    attempt: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    estimated_finish: float | None
+    expires_at: float | None
+    used_at: float | None
+    idle_expires_after_s: float | None
+    seconds: float | None
+    error: Failure | None
+    progress: Progress
+    usage: dict[str, int | float]
+    """Tokens read forward, stepped backward and sampled in rollouts."""
+    result: dict[str, Any] | None
+    """What the gate measured and decided."""
+    metadata: dict[str, str]
+
+
+class AdaptationEvent(Reply):
+    """Something that happened to a job."""
+
+    object: Literal["adaptation.event"]
+    sequence: int
+    created_at: float
+    kind: str
+    """`queued`, `running`, `read`, `step`, `resumed`, `requeued`, or the status at the end."""
+    data: dict[str, Any]
+
+
+class PromptDetails(Reply):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+    """Those of the document, which is not read again."""
+
+
+class Usage(Reply):
+    """Tokens, in the OpenAI shape."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Answer(Reply):
+    """One question's outcome."""
+
+    index: int
+    question: str
+    answer: str
+    adapted: bool
+    """Whether adapted weights answered; otherwise the base weights did."""
+    finish_reason: str
+    usage: Usage
+    focus: dict[str, Any] | None
+    """How the study for this question went."""
+
+
+class Answers(Reply):
+    """The outcomes of all questions."""
+
+    id: str
+    object: Literal["answers"]
+    created_at: float
+    model: str
+    adaptation: Adaptation
+    answers: list[Answer]
+    usage: Usage
+
+
+class CompletionChoice(Reply):
+    """One completion of one prompt."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: dict[str, Any] | None
+
+
+class Completion(Reply):
+    """The OpenAI shape."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class ChatReply(Reply):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Reply):
+    """One reply to a conversation."""
+
+    index: int
+    message: ChatReply
+    finish_reason: str
+    logprobs: dict[str, Any] | None
+
+
+class ChatCompletion(Reply):
+    """The OpenAI shape."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Rollout(Reply):
+    """What the model wrote at a position, and how well that was."""
+
+    text: str
+    reward: float
+
+
+class StudiedPosition(Reply):
+    """A place where a step tried itself."""
+
+    position: int
+    cue: str
+    truth: str
+    rollouts: list[Rollout]
+
+
+class StudyStep(Reply):
+    """What one step tried."""
+
+    step: int
+    num_positions: int
+    positions: list[StudiedPosition]
+
+
+class StudySteps(Page[StudyStep]):
+    """Steps of a study."""
+
+    adaptation: str
+    num_tokens: int
+
+
+class StudyProfile(Reply):
+    """A document's entropies in few numbers, in nats."""
+
+    object: Literal["study.profile"]
+    adaptation: str
+    num_tokens: int
+    entropy_mean: float
+    low: float
+    high: float
+    """Nine of ten tokens lie between `low` and `high`."""
+    entropies: list[float]
+    """Means of pieces of equal length, in order."""
+
+
+class StudyTokens(Reply):
+    """A document token by token."""
+
+    object: Literal["study.tokens"]
+    adaptation: str
+    num_tokens: int
+    first: int
+    texts: list[str]
+    entropies: list[float | None]
+    """Of the model before each token, in nats; null for the first one."""
+    has_more: bool
+
+
+class Model(Reply):
+    """A model that can be named in requests, in the OpenAI shape."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    parent: str | None
+    """The base model of an adapted one."""
+    max_document_tokens: int | None = None
+    """Of the base model."""
+    num_parameters: int | None = None
+    """Of the base model."""
+    adapted: bool | None = None
+    """Of an adapted model: whether its weights differ from the base model's."""
+
+
+class Models(Reply):
+    """The base model, then the newest adapted ones."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Alive(Reply):
+    """The state that was asked for holds."""
+
+    status: Literal["live", "ready"]
+
+
+class WorkerHealth(Reply):
+    """One worker process."""
+
+    name: str
+    up: bool
+    heartbeat_age_s: float
+    restarts: dict[str, int]
+    """How often it was replaced, by reason."""
+
+
+class Health(Reply):
+    """The whole picture."""
+
+    status: Literal["ready", "not_ready", "draining"]
+    version: str
+    model: str
+    device: str | None
+    num_parameters: int | None
+    adaptations: int
+    """Queued or running."""
+    requests: int
+    """Answers and completions, waiting or running."""
+    workers: list[WorkerHealth]
+
+
+class Version(Reply):
+    """Versions of the server and of what it runs on."""
+
+    version: str
+    model: str
+    python: str
