@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir --quiet
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint docs bench clean
+.PHONY: help serve test lint docs bench soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench: $(READY) ## the measurements of BENCHMARKS.md, as JSON lines
 	$(BIN)/imprint bench step --json
 	$(BIN)/imprint bench answer --json
 	$(BIN)/imprint bench kernels --json
+
+soak: $(READY) ## half an hour of mixed load with a crash every minute (SECONDS=1800)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --seconds $(or $(SECONDS),1800)
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

@@ -87,10 +87,15 @@ class FileFolder:
     def delete(self, id: str) -> bool:
         """Remove; returns whether it was there. The removal is durable when this returns.
 
-        Raises StoreGoneError where nobody can know.
+        What a process has left that died while it wrote goes, too. Raises StoreGoneError where
+        nobody can know.
         """
+        path = self.path(id)
+        for torn in self.root.glob(f"{id}.*.partial"):
+            if not _being_written(torn):
+                torn.unlink(missing_ok=True)
         try:
-            self.path(id).unlink()
+            path.unlink()
         except FileNotFoundError:
             self.refuse_a_lost_folder()
             return False

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from imprint.adapters import faults
+from imprint.adapters.files import FileFolder, ProgressFolder, StoreGoneError
 from imprint.server.messages import (
     Adapt,
     Cancel,
@@ -72,6 +72,8 @@ class Pool:
         ]
         self._table = WorkTable(config, self._workers)
         self._evictions: dict[str, _Eviction] = {}
+        self._folders: list[FileFolder | ProgressFolder] = []
+        self._evict_at_start: dict[str, set[str]] = {}
         self._info: Ready | None = None
         self._closing = asyncio.Event()
         self._wire: Wire | None = None
@@ -82,7 +84,8 @@ class Pool:
 
     async def start(self) -> None:
         """Start the workers; returns before they are ready."""
-        Path(self._config.worker.store).mkdir(parents=True, exist_ok=True)
+        store = self._config.worker.store
+        self._folders = [FileFolder(store), ProgressFolder(store)]  # made here, and never again
         wire = self._wire = Wire()
         self._tasks = [
             asyncio.create_task(self._receive_forever(wire), name="pool-receive"),
@@ -188,9 +191,27 @@ class Pool:
                 self._table.cancel(work)
         self._table.residency.forget_adapter(adapter_id)
         eviction = self._evictions.setdefault(adapter_id, _Eviction())
-        eviction.waiting = {worker.name for worker in self._workers}
+        eviction.waiting = {worker.name for worker in self._workers if worker.ready is not None}
+        # one that starts holds nothing yet; it may have counted a file that is about to go
+        for worker in self._workers:
+            if worker.ready is None:
+                self._evict_at_start.setdefault(worker.name, set()).add(adapter_id)
         self._ask_to_evict(adapter_id, eviction)
+        self._settle_eviction(adapter_id, eviction)
         await eviction.done.wait()
+        await self._delete_files(adapter_id)
+
+    async def _delete_files(self, adapter_id: str) -> None:
+        """What workers leave that died before they could delete it."""
+        while True:
+            try:
+                for folder in self._folders:
+                    await asyncio.to_thread(folder.delete, adapter_id)
+            except StoreGoneError as error:
+                log.warning("%s is not deleted yet: %s", adapter_id, error)
+                await asyncio.sleep(EVICT_AGAIN_S)
+            else:
+                return
 
     def _ask_to_evict(self, adapter_id: str, eviction: _Eviction) -> None:
         eviction.asked_at = time.monotonic()
@@ -242,9 +263,8 @@ class Pool:
         match message:
             case Ready():
                 self._info = message
-                for adapter_id, eviction in self._evictions.items():
-                    if worker.name in eviction.waiting:
-                        self._send(worker, Evict(adapter_id=adapter_id))
+                for adapter_id in self._evict_at_start.pop(worker.name, ()):
+                    self._send(worker, Evict(adapter_id=adapter_id))
                 self._dispatch()
             case Heartbeat():
                 pass
@@ -267,9 +287,12 @@ class Pool:
         eviction = self._evictions.get(adapter_id)
         if eviction is not None:
             eviction.waiting.discard(worker.name)
-            if not eviction.waiting:
-                eviction.done.set()
-                del self._evictions[adapter_id]
+            self._settle_eviction(adapter_id, eviction)
+
+    def _settle_eviction(self, adapter_id: str, eviction: _Eviction) -> None:
+        if not eviction.waiting and not eviction.done.is_set():
+            eviction.done.set()
+            del self._evictions[adapter_id]
 
     # ---- watching ------------------------------------------------------------------------------
 
@@ -283,6 +306,10 @@ class Pool:
                 return
             await wire.settle()
             self._table.orphan(worker, worker.bury())
+            for adapter_id, eviction in list(self._evictions.items()):
+                if worker.name in eviction.waiting:  # its memory is gone with it
+                    self._evict_at_start.setdefault(worker.name, set()).add(adapter_id)
+                    self._take_evicted(worker, adapter_id)
             self._dispatch()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), worker.next_backoff_s())

@@ -131,3 +131,12 @@ def test_a_folder_that_goes_away_is_not_made_anew(tmp_path: Path) -> None:
     assert folder.path("a").read_bytes() == b"kept"
     assert folder.delete("a")
     assert not folder.delete("a")
+
+
+def test_deleting_takes_along_what_a_dead_process_left(tmp_path: Path) -> None:
+    folder = FileFolder(tmp_path)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f"a.{dead.pid}.partial").write_bytes(b"half of it")
+    assert not folder.delete("a")
+    assert list(tmp_path.iterdir()) == []

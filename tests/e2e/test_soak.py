@@ -1,0 +1,29 @@
+"""The soak of `make soak`, for some seconds: fifty secrets, small caches, workers that are killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOAK = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_and_no_secret_is_told_elsewhere() -> None:
+    command = [sys.executable, str(SOAK), "--seconds", "8", "--crash-every", "6"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    result = json.loads(ran.stdout)
+    assert result["broken"] == []
+    assert result["base_model_unchanged"]
+    assert result["exit_status"] == 0
+    assert result["documents"] >= 50
+    assert result["crashes"] >= 1
+    # each is asked twice at least, and secrets that nobody can recall would prove nothing
+    assert result["counts"]["answers"] >= 100
+    assert result["recall"] >= 0.9
