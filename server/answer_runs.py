@@ -41,6 +41,8 @@ class AnswerRuns:
         self._around = around
         self._slots = slots
         self._tasks: dict[str, RequestTask] = {}
+        self._loading: dict[str, str] = {}
+        """Adapters that requests wait for."""
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._tasks
@@ -120,7 +122,7 @@ class AnswerRuns:
     # ---- before the first token ------------------------------------------------------------
 
     def begin(self, request: Request) -> None:
-        """Load the adapter of an admitted request, and start its focus run or its sequences."""
+        """Go on with an admitted request, once its adapter is in memory."""
         task, around = self._tasks[request.id], self._around
         around.scheduler.begun(request.id)
         now = around.clock()
@@ -131,6 +133,26 @@ class AnswerRuns:
                 name="request_queue_time_seconds", value=waited_s, labels={"kind": "request"}
             )
         )
+        if task.message.adapter_id is None or around.cache.request(task.message.adapter_id):
+            self.go_on(request.id)
+        else:
+            self._loading[request.id] = task.message.adapter_id
+
+    def loaded(self) -> list[str]:
+        """Requests whose adapter has been loaded since they began, or could not be."""
+        cache = self._around.cache
+        return [id for id, adapter_id in self._loading.items() if cache.request(adapter_id)]
+
+    @property
+    def loading(self) -> bool:
+        """Whether any request waits for its adapter."""
+        return bool(self._loading)
+
+    def go_on(self, request_id: str) -> None:
+        """Start the focus run of a request, or its sequences: its adapter is there, if any."""
+        task, around = self._tasks[request_id], self._around
+        request = task.request
+        self._loading.pop(request_id, None)
         if task.message.adapter_id is not None:
             try:
                 task.adapter = around.cache.get(task.message.adapter_id)
@@ -308,6 +330,7 @@ class AnswerRuns:
             sequence.slot = None
 
     def _drop(self, request_id: str) -> None:
+        self._loading.pop(request_id, None)
         self._around.scheduler.remove(request_id)
         self._tasks.pop(request_id).trace.close()
 

@@ -45,6 +45,8 @@ from imprint.server.worker_memory import device_bytes, resident_bytes
 log = logging.getLogger(__name__)
 
 MAX_HELD_OBSERVATIONS = 256
+LOAD_WAIT_S = 0.02
+"""How long a step without work waits for the disk before messages are looked at again."""
 
 
 Refuse = Callable[[str, str, str], None]
@@ -185,6 +187,10 @@ class Engine:
         for request in plan.begin:
             with self._in_unit("begin", [request.id]):
                 self._answers.begin(request)
+        loaded = self._answers.loaded()
+        for id in loaded:
+            with self._in_unit("begin", [id]):
+                self._answers.go_on(id)
         if not plan.decode and not plan.prefill:
             self._decoder.forget()
         if plan.decode:
@@ -193,10 +199,13 @@ class Engine:
             self._forward("prefill", plan.prefill)
         if plan.quantum is not None:
             self._quantum(plan.quantum)
-        worked = bool(plan.begin or plan.decode or plan.prefill or plan.quantum)
+        worked = bool(plan.begin or loaded or plan.decode or plan.prefill or plan.quantum)
         if worked:
             self._measure(began, len(plan.decode))
-        return worked or bool(plan.expired)
+        elif self._answers.loading:
+            with self._times.part("disk"):
+                self.cache.wait(LOAD_WAIT_S)
+        return worked or bool(plan.expired) or self._answers.loading
 
     def _forward(self, phase: str, parts: Seq[tuple[Sequence, int]]) -> None:
         """One batch; if it raises and has several rows, each of them alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from imprint.adapters.adapter import Adapter
 from imprint.adapters.store import AdapterStore
 from imprint.models import DeltaNet, Tokenizer, load_model, load_tokenizer, prefill
 from imprint.models.checkpoint import weights_hash
@@ -224,6 +226,40 @@ def test_a_refused_study_is_rejected_and_its_reading_still_answers(
     rig.ask("rb", "b")
     assert tokens_of(answers, "ra") == tokens_of(rig.run(), "rb")
     assert not one(answers, SequenceDone).adapted
+
+
+class SlowStore(AdapterStore):
+    """A store whose disk waits until it is told to go on."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.go_on = threading.Event()
+
+    def load(self, adapter_id: str) -> Adapter:
+        assert self.go_on.wait(20)
+        return super().load(adapter_id)
+
+
+def test_answers_decode_while_an_adapter_is_loaded(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(adapter_host_bytes=0)
+    rig.study("a", TEXTS[0])
+    rig.ask("x", "a")
+    expected = tokens_of(rig.run(), "x")
+    store = rig.engine.cache._store = SlowStore(rig.engine.cache._store.root)
+    rig.ask("x", "a")
+    rig.ask("late", "a", timeout_s=0.0)
+    rig.ask("gone", "a")
+    rig.ask("y")
+    for _ in range(30):
+        assert rig.step()  # while an adapter is awaited there is work
+    assert done_of(rig.sent, "y").finish_reason == "length"
+    assert one(rig.sent, RequestFailed).request_id == "late"
+    rig.engine.handle(Cancel(id="gone"))
+    store.go_on.set()
+    said = rig.run()
+    assert tokens_of(said, "x") == expected
+    assert [m.request_id for m in said if isinstance(m, RequestFailed)] == ["late", "gone"]
+    assert not rig.step()
 
 
 # ---- isolation -------------------------------------------------------------------------------
