@@ -1,4 +1,4 @@
-"""The soak of `make soak`, for some seconds: fifty secrets, small caches, workers that are killed."""
+"""`make soak`, for some seconds: fifty secrets, small caches, and workers that are killed."""
 
 from __future__ import annotations
 
