@@ -47,7 +47,12 @@ PREFIX = "imprint_"
 
 # Labels under which a counter is shown before its first event, in the order of its declaration.
 ZEROS = {
-    "admission_rejections_total": ("queue_full", "draining"),
+    "admission_rejections_total": (
+        "queue_full",
+        "draining",
+        "requests_per_minute",
+        "tokens_per_minute",
+    ),
     "request_deadline_exceeded_total": ("adaptation", "answer", "completion"),
     "adaptations_total": ("succeeded", "rejected", "failed", "cancelled", "expired"),
     "gate_verdicts_total": (

@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from types import FrameType
 
 import uvicorn
@@ -48,7 +49,10 @@ class DrainingServer(uvicorn.Server):
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by uvicorn's signal handler, between two steps of the event loop."""
+        """Called by uvicorn's signal handler, in the middle of whatever runs."""
+        Context().run(self._end, sig)  # whose request it was does not belong into these lines
+
+    def _end(self, sig: int) -> None:
         services: Services = self._app.state.services
         if services.jobs.draining:
             logger.warning("second signal: ending at once")
