@@ -177,7 +177,7 @@ def _token_page(
 
 
 def _gone(row: AdaptationRow) -> GoneError:
-    why = "was studied by another version" if row.status in READY else f"is {row.status}"
+    why = "was imported or made by another version" if row.status in READY else f"is {row.status}"
     return GoneError(
         f"how {row.id} was studied is not kept: the adaptation {why}", code="study_gone"
     )

@@ -63,6 +63,8 @@ export class Study {
       };
       for await (const event of follow(this.#id, this.#stop.signal, lost)) await this.#take(event);
       await this.#refresh();
+      // no event told of its reading: it was imported, or made by an earlier version
+      if (words.isReady(this.adaptation)) await this.#drawText();
       await this.#fetchSteps();
       this.#onChange(false);
     } catch (error) {

@@ -150,6 +150,25 @@ async def test_it_goes_with_the_text(client: Any, pool: Any, outcome: str) -> No
     assert await num_rows(client) == (0, 0)
 
 
+async def test_a_ready_one_whose_study_nobody_kept_is_said_to_be_one(client: Any) -> None:
+    id, _ = await create(client)  # the pool's script tells of no reading
+    while (await client.get(f"{PATH}/{id}")).json()["status"] != "succeeded":
+        pass
+    for path in ("study", "study/profile", "study/tokens"):
+        response = await client.get(f"{PATH}/{id}/{path}")
+        assert (response.status_code, response.json()["error"]["code"]) == (410, "study_gone")
+
+
+async def test_the_profile_is_the_document_in_few_numbers(client: Any, pool: Any) -> None:
+    id = await study(client, pool)
+    profile = (await client.get(f"{PATH}/{id}/study/profile")).json()
+    num = profile["num_tokens"]
+    expected = [i / 8 for i in range(num - 1)]  # the last token's is about nothing that is there
+    assert profile["entropies"] == [pytest.approx(value, abs=1e-3) for value in expected]
+    assert profile["entropy_mean"] == pytest.approx(sum(expected) / len(expected), abs=1e-3)
+    assert expected[0] <= profile["low"] < profile["high"] <= expected[-1]
+
+
 async def test_deleting_leaves_nothing(client: Any, pool: Any) -> None:
     id = await study(client, pool, tried(1, 9, [5]))
     assert await num_rows(client) == (1, 1)
