@@ -1,7 +1,7 @@
-"""A small typed client of the HTTP interface, used by the command line. Imports no torch.
+"""A typed client of the HTTP interface, used by the command line. Imports no torch.
 
-Synchronous. Waits as the server asks (`Retry-After`) and tries again, for a bounded time: every
-POST that it sends may safely be sent twice.
+`ImprintClient` is synchronous, `AsyncImprintClient` the same for asyncio. Both wait as the server
+asks (`Retry-After`) and try again, for a bounded time: what was refused so has not been done.
 """
 
 from __future__ import annotations
@@ -9,19 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import httpx
 
+from imprint.server import client_calls as calls
+from imprint.server.async_client import AsyncImprintClient
+from imprint.server.client_calls import Call, Result
 from imprint.server.client_errors import (
     ApiError,
     BadReplyError,
     ClientError,
     ServerUnreachableError,
-    api_error,
     failure,
-    parse_object,
+)
+from imprint.server.client_types import (
+    TERMINAL_STATUSES,
+    Adaptation,
+    AdaptationEvent,
+    AnswerRequest,
+    Document,
+    Page,
 )
 from imprint.server.sse import parse_events
 
@@ -31,74 +39,14 @@ __all__ = [
     "AdaptationEvent",
     "AnswerRequest",
     "ApiError",
+    "AsyncImprintClient",
     "BadReplyError",
     "ClientError",
+    "Document",
     "ImprintClient",
+    "Page",
     "ServerUnreachableError",
 ]
-
-_RETRIED_STATUSES = frozenset({409, 429, 503})
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-_DONE = "[DONE]"
-_POLL_S = 0.2
-TERMINAL_STATUSES = frozenset({"succeeded", "rejected", "failed", "cancelled", "expired"})
-"""Statuses after which an adaptation changes no more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adaptation:
-    """One adaptation job as the server describes it."""
-
-    id: str
-    status: str
-    body: dict[str, Any]
-    """The whole JSON object."""
-
-    @classmethod
-    def from_body(cls, body: dict[str, Any]) -> Self:
-        """Read the server's object; raises `BadReplyError` for another one."""
-        if not isinstance(body.get("id"), str) or not isinstance(body.get("status"), str):
-            raise BadReplyError("the server's reply is not an adaptation; is it an Imprint server?")
-        return cls(body["id"], body["status"], body)
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether it has ended, well or not."""
-        return self.status in TERMINAL_STATUSES
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptationEvent:
-    """Something that happened to an adaptation; `data` holds its numbers."""
-
-    id: str | None
-    kind: str
-    data: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerRequest:
-    """Questions about one document, or about the document of an adaptation; None means default."""
-
-    questions: tuple[str, ...]
-    document: str | None = None
-    adaptation: str | None = None
-    """Id of an adaptation, instead of a document."""
-    focus: bool | dict[str, Any] | None = None
-    """Whether to adapt for the questions; an object overrides fields of that adaptation."""
-    method: dict[str, Any] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    seed: int | None = None
-    timeout_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.document is None) == (self.adaptation is None):
-            raise ValueError("give either a document or the id of an adaptation")
-
-    def body(self) -> dict[str, Any]:
-        """The JSON body."""
-        return _present(**asdict(self))
 
 
 class ImprintClient:
@@ -108,29 +56,18 @@ class ImprintClient:
         self,
         url: str = "http://127.0.0.1:8765",
         *,
+        api_key: str | None = None,
         timeout_s: float = 600.0,
         max_wait_s: float = 300.0,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`timeout_s` bounds the wait for bytes, `max_wait_s` all waits between tries together."""
-        if not url.startswith(("http://", "https://")):
-            raise ClientError(f"the server's address must start with http:// or https://: {url}")
-        try:
-            host = httpx.URL(url).host
-        except httpx.InvalidURL as error:
-            raise ClientError(f"the server's address cannot be read: {url} ({error})") from None
+        """`timeout_s` bounds the wait for bytes, `max_wait_s` all waits of a call together."""
         self.url = url.rstrip("/")
         self._max_wait_s = max_wait_s
         self._sleep = sleep
-        timeout = httpx.Timeout(timeout_s, connect=min(10.0, timeout_s))
-        self._http = httpx.Client(
-            base_url=self.url,
-            timeout=timeout,
-            transport=transport,
-            # a proxy named in the environment cannot reach this machine's own servers
-            trust_env=host not in _LOOPBACK,
-        )
+        options = calls.http_options(url, timeout_s, api_key)
+        self._http = httpx.Client(transport=transport, **options)
 
     def __enter__(self) -> Self:
         return self
@@ -151,39 +88,76 @@ class ImprintClient:
 
     def health(self) -> dict[str, Any]:
         """The server's own account of its state, workers included."""
-        return self._json("GET", "/health")
+        return self._do(calls.get("/health"))
+
+    # ---- documents
+
+    def create_document(
+        self, text: str, *, title: str | None = None, metadata: dict[str, str] | None = None
+    ) -> Document:
+        """Store a text, to be studied and asked by its id."""
+        return self._do(calls.create_document(text, title, metadata))
+
+    def upload_document(self, name: str, data: bytes, *, title: str | None = None) -> Document:
+        """Store the text of a file: txt, md, html, pdf or docx, told by its name and content."""
+        return self._do(calls.upload_document(name, data, title))
+
+    def document(self, document_id: str) -> Document:
+        """One document."""
+        return self._do(calls.document(document_id))
+
+    def document_text(self, document_id: str) -> str:
+        """Its text."""
+        return self._do(calls.document_text(document_id))
+
+    def documents(self, *, limit: int = 20, after: str | None = None) -> Page[Document]:
+        """Documents, newest first, behind the id `after`."""
+        return self._do(calls.documents(limit, after))
+
+    def delete_document(self, document_id: str) -> None:
+        """Forget the document and its adaptations."""
+        self._do(calls.delete("documents", document_id))
+
+    # ---- adaptations
 
     def adapt(
         self,
-        document: str,
+        document: str | None = None,
         *,
+        document_id: str | None = None,
         method: dict[str, Any] | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
     ) -> Adaptation:
         """Start studying a document, or find the job that already does; see `wait`."""
-        body = _present(document=document, method=method, seed=seed, timeout_s=timeout_s)
-        return Adaptation.from_body(self._json("POST", "/v1/adaptations", body))
+        return self._do(calls.adapt(document, document_id, method, seed, timeout_s))
 
     def adaptation(self, adaptation_id: str) -> Adaptation:
         """The job as it is now."""
-        return Adaptation.from_body(self._json("GET", f"/v1/adaptations/{adaptation_id}"))
+        return self._do(calls.adaptation(adaptation_id))
+
+    def adaptations(self, *, limit: int = 20, after: str | None = None) -> Page[Adaptation]:
+        """Jobs, newest first, behind the id `after`."""
+        return self._do(calls.adaptations(limit, after))
 
     def cancel(self, adaptation_id: str) -> Adaptation:
         """Ask the job to stop; it ends within a quantum."""
-        return Adaptation.from_body(self._json("POST", f"/v1/adaptations/{adaptation_id}/cancel"))
+        return self._do(calls.cancel(adaptation_id))
 
     def delete(self, adaptation_id: str) -> None:
         """Forget the adaptation; returns when no memory and no file holds it."""
-        with self._send("DELETE", f"/v1/adaptations/{adaptation_id}") as response:
-            response.read()
+        self._do(calls.delete("adaptations", adaptation_id))
+
+    def adapter(self, adaptation_id: str) -> bytes:
+        """The adapter as a safetensors file."""
+        return self._do(calls.adapter(adaptation_id))
 
     def events(self, adaptation_id: str, *, after: str | None = None) -> Iterator[AdaptationEvent]:
         """A job's events (those later than the id `after`) until it ends, live.
 
         A connection that breaks is taken up again where it broke.
         """
-        path = f"/v1/adaptations/{adaptation_id}/events"
+        path = calls.events_path(adaptation_id)
         while True:
             headers = {"Accept": "text/event-stream"}
             if after is not None:
@@ -192,9 +166,7 @@ class ImprintClient:
             try:
                 for event_id, body in self._stream("GET", path, headers=headers):
                     progressed, after = True, event_id or after
-                    data = body.get("data")
-                    kind = str(body.get("kind", ""))
-                    yield AdaptationEvent(event_id, kind, data if isinstance(data, dict) else {})
+                    yield AdaptationEvent.from_body(event_id, body)
             except ServerUnreachableError:
                 if not progressed:
                     raise
@@ -204,7 +176,7 @@ class ImprintClient:
     def wait(
         self, adaptation_id: str, on_event: Callable[[AdaptationEvent], None] | None = None
     ) -> Adaptation:
-        """Follow a job to its end and return it."""
+        """Follow a job to its end and return it; `on_event` hears of its progress."""
         after: str | None = None
         while True:
             for event in self.events(adaptation_id, after=after):
@@ -214,11 +186,17 @@ class ImprintClient:
             job = self.adaptation(adaptation_id)
             if job.is_terminal:
                 return job
-            self._sleep(_POLL_S)
+            self._sleep(calls.POLL_S)
+
+    # ---- text
+
+    def models(self) -> list[dict[str, Any]]:
+        """The base model, then the adapted ones, as the server describes them."""
+        return self._do(calls.models())
 
     def answer(self, request: AnswerRequest) -> dict[str, Any]:
         """Read or adapt as needed, then answer; returns the reply when all answers are there."""
-        return self._json("POST", "/v1/answers", request.body())
+        return self._do(calls.answer(request))
 
     def stream_answer(self, request: AnswerRequest) -> Iterator[dict[str, Any]]:
         """The same as a stream of objects: progress, text and, last, the whole reply."""
@@ -226,9 +204,25 @@ class ImprintClient:
         for _, event in self._stream("POST", "/v1/answers", body=body):
             yield event
 
-    def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        with self._send(method, path, body=body) as response:
-            return parse_object(response.read())
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A completion, the body and the reply in OpenAI's shape."""
+        return self._do(calls.complete("/v1/completions", body))
+
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A chat completion, the body and the reply in OpenAI's shape."""
+        return self._do(calls.complete("/v1/chat/completions", body))
+
+    def stream_chat(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The same as a stream of chunks."""
+        body = {**body, "stream": True}
+        for _, chunk in self._stream("POST", "/v1/chat/completions", body=body):
+            yield chunk
+
+    # ---- sending
+
+    def _do(self, call: Call[Result]) -> Result:
+        with self._send(call) as response:
+            return call.parse(response.read())
 
     def _stream(
         self,
@@ -238,59 +232,32 @@ class ImprintClient:
         body: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> Iterator[tuple[str | None, dict[str, Any]]]:
-        with self._send(method, path, body=body, headers=headers) as response:
+        call = Call(method=method, path=path, parse=bytes, body=body, headers=headers)
+        with self._send(call) as response:
             for event in parse_events(response.iter_lines()):
-                if event.data == _DONE:
+                if event.data == calls.DONE:
                     return
-                record = parse_object(event.data)
-                if set(record) == {"error"}:
-                    raise api_error(record, status=200)
-                yield event.id, record
-        raise ServerUnreachableError(f"{self.url} ended the stream before it was complete")
+                yield event.id, calls.stream_record(event)
+        raise calls.cut_short(self.url)
 
     @contextmanager
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Iterator[httpx.Response]:
+    def _send(self, call: Call[Any]) -> Iterator[httpx.Response]:
         """An accepted response, its body still to be read; waits and retries as the server asks."""
-        waited_s = 0.0
+        patience = calls.Patience(self._max_wait_s)
         while True:
-            request = self._http.build_request(method, path, json=body, headers=headers)
+            request = self._http.build_request(call.method, call.path, **call.request_arguments())
             try:
                 response = self._http.send(request, stream=True)
                 if not response.is_success:
                     response.read()
             except httpx.TransportError as error:
-                raise self._unreachable(error) from error
+                raise calls.unreachable(self.url, error) from error
             if response.is_success:
                 break
-            refusal = failure(response)
-            delay_s = refusal.retry_after_s
-            if refusal.status not in _RETRIED_STATUSES or delay_s is None:
-                raise refusal
-            if waited_s + delay_s > self._max_wait_s:
-                raise refusal
-            self._sleep(delay_s)
-            waited_s += delay_s
+            self._sleep(patience.delay_s(failure(response)))
         try:
             yield response
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            raise calls.unreachable(self.url, error) from error
         finally:
             response.close()
-
-    def _unreachable(self, error: httpx.TransportError) -> ServerUnreachableError:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return ServerUnreachableError(f"no server answers at {self.url}; is it running?")
-        if isinstance(error, httpx.TimeoutException):
-            return ServerUnreachableError(f"{self.url} did not answer in time")
-        return ServerUnreachableError(f"the connection to {self.url} broke: {error}")
-
-
-def _present(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,22 +14,30 @@ class ServerSentEvent:
     id: str | None
 
 
-def parse_events(lines: Iterable[str]) -> Iterator[ServerSentEvent]:
-    """Events of a stream, by the WHATWG rules; comments and fields of no use here are passed over.
+@dataclass(slots=True)
+class EventReader:
+    """Takes lines one by one, by the WHATWG rules; passes over what is of no use here."""
 
-    `lines` come without their ends. An event that the stream's end cuts off is dropped.
-    """
-    data: list[str] = []
+    data: list[str] = field(default_factory=list)
     event_id: str | None = None
-    for line in lines:
+
+    def take(self, line: str) -> ServerSentEvent | None:
+        """The event that this line, which comes without its end, completes."""
         if not line:
-            if data:
-                yield ServerSentEvent("\n".join(data), event_id)
-            data = []
-            continue
+            data, self.data = self.data, []
+            return ServerSentEvent("\n".join(data), self.event_id) if data else None
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "data":
-            data.append(value)
+            self.data.append(value)
         elif name == "id" and "\0" not in value:
-            event_id = value
+            self.event_id = value
+        return None
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[ServerSentEvent]:
+    """Events of a stream. One that the stream's end cuts off is dropped."""
+    reader = EventReader()
+    for line in lines:
+        if (event := reader.take(line)) is not None:
+            yield event
