@@ -87,10 +87,10 @@ def _panel(axes: Axes, cell: dict[str, Any], *, names: bool) -> None:
             low, high = (min(max(end, 0.0), 100.0) for end in ends)
             axes.plot([low, high], [line, line], color=color, linewidth=2, alpha=0.5, zorder=2)
         axes.plot([score], [line], "o", color=color, markersize=5, zorder=3)
-        axes.text(109, line, f"{score:.1f}", color=color, fontsize=7, ha="right", va="center")
+        axes.text(121, line, f"{score:.1f}", color=color, fontsize=7, ha="right", va="center")
     length = f", {cell['length']} tokens" if cell["length"] is not None else ""
     axes.set_title(f"{cell['title']}{length}  (n = {cell['num_documents']})", fontsize=8)
-    axes.set_xlim(-4, 110)
+    axes.set_xlim(-4, 122)
     axes.set_ylim(len(arms) - 0.5, -0.7)
     axes.set_yticks(range(len(arms)), list(arms) if names else [""] * len(arms), fontsize=7.5)
     axes.set_xticks(range(0, 101, 25))

@@ -26,32 +26,36 @@ def texts(passages):
 
 
 def test_scores_are_those_of_the_formula():
-    # passages of 2 that overlap by 1: "rain rain", "rain sea", "sea otter"
+    # passages of 2 that begin at every token: "rain rain", "rain sea", "sea otter"; rarity is
+    # counted in two pieces, "rain rain" and "sea otter"
     index = index_of("rain rain sea otter", 2)
-    idf_otter = log(1 + (3 - 1 + 0.5) / (1 + 0.5))
-    idf_rain = log(1 + (3 - 2 + 0.5) / (2 + 0.5))
-    # all passages have the mean length, so the damping is k1 = 1.2
-    assert index.scores("Otter?") == pytest.approx([0, 0, idf_otter * 2.2 / 2.2])
-    assert index.scores("rain, Rain") == pytest.approx([idf_rain * 4.4 / 3.2, idf_rain, 0])
+    idf = log(1 + (2 - 1 + 0.5) / (1 + 0.5))
+    assert index.scores("Otter?") == pytest.approx([0, 0, idf])
+    # "rain" twice in the first passage, and the pair of it once
+    assert index.scores("rain, Rain") == pytest.approx([idf * (4.4 / 3.2 + 1), idf, 0])
+    assert index.scores("rain otter") == pytest.approx([idf * 4.4 / 3.2, idf, idf])
     assert index.scores("unknown words") == [0, 0, 0]
 
 
-def test_a_long_passage_counts_for_less():
-    def decode(tokens):
-        return "otter" if tokens[0] == 0 else "otter sea sea"
-
-    index = PassageIndex([0, 0, 1, 1], decode, RetrievalConfig(passage_tokens=2))
-    # 1, 1 and 3 words, 5/3 in the mean; the word is in all of them
-    idf = log(1 + 0.5 / 3.5)
-    short, long = (2.2 * idf / (1 + 1.2 * (0.25 + 0.75 * words / (5 / 3))) for words in (1, 3))
-    assert index.scores("otter") == pytest.approx([short, short, long])
+def test_a_word_at_an_end_of_the_document_is_no_rarer_for_it():
+    index = index_of("otter rain rain rain rain rain amber rain rain rain rain rain", 4)
+    assert max(index.scores("otter")) == max(index.scores("amber")) > 0
 
 
 def test_passages_do_not_overlap_and_stand_in_order():
-    index = index_of("rain wind amber otter sea stone amber otter code rain", 4)
-    found = index.best("amber otter code", 2)
-    assert texts(found) == ["rain wind amber otter", "amber otter code rain"]
-    assert texts(index.best("amber otter code", 1)) == ["amber otter code rain"]
+    index = index_of("rain wind sea amber otter code sea stone amber otter rain wind", 4)
+    found = texts(index.best("amber otter code", 2))
+    # two passages hold all three words; the rarest of them stands in the middle of the second
+    assert found == ["amber otter code sea", "stone amber otter rain"]
+    assert texts(index.best("amber otter code", 1)) == ["amber otter code sea"]
+
+
+def test_of_equal_passages_the_one_with_the_answer_in_its_middle_is_taken():
+    # passages of 8 begin at 0, 2, 4 ...; all that hold both words score the same
+    text = "rain " * 20 + "amber otter " + "sea " * 20
+    index = index_of(text, 8)
+    assert len({score for score in index.scores("amber otter") if score}) == 1
+    assert texts(index.best("amber otter", 1)) == ["rain rain rain rain amber otter sea sea"]
 
 
 def test_nothing_found_gives_the_first_passages_and_short_documents_what_they_have():
@@ -59,6 +63,10 @@ def test_nothing_found_gives_the_first_passages_and_short_documents_what_they_ha
     assert texts(index.best("zzz", 2)) == ["rain wind", "sea stone"]
     assert texts(index.best("zzz", 9)) == ["rain wind", "sea stone"]
     assert texts(index_of("rain", 4).best("rain", 3)) == ["rain"]
+    # the last passage reaches to the end
+    assert texts(index_of("rain wind sea stone code otter amber", 4).best("amber", 1)) == [
+        "stone code otter amber"
+    ]
 
 
 @pytest.mark.parametrize(
