@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
+from imprint.adapters.continuing import begins, read_on
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.quantum import Quanta, Usage
-from imprint.adapters.reading import read_segments
 from imprint.models.architecture import FastWeightModel
 
 
@@ -37,19 +37,24 @@ class DocumentReader:
     """Reads a document once with the base weights; the adapter holds its end state and no delta."""
 
     def __init__(
-        self, model: FastWeightModel, tokens: Sequence[int], *, segment_tokens: int
+        self,
+        model: FastWeightModel,
+        tokens: Sequence[int],
+        *,
+        segment_tokens: int,
+        base: Adapter | None = None,
     ) -> None:
+        """`base`: an adapter of the document's beginning, of which only the end is read on."""
         self.model = model
         self.tokens_T = document_tokens(model, tokens)
+        self.base = base if begins(base, self.tokens_T) else None
         self.segment_tokens = segment_tokens
         self.usage = Usage()
         self.adapter: Adapter | None = None
 
     def run(self) -> Quanta:
         """One quantum a segment."""
-        work = read_segments(
-            self.model, self.tokens_T, segment_tokens=self.segment_tokens, keep_states=False
-        )
+        work = read_on(self.model, self.tokens_T, self.base, segment_tokens=self.segment_tokens)
         reading = yield from self.usage.run(work, 0, 0)
         assert reading.entropy_T is not None
         self.adapter = Adapter(

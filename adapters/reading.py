@@ -60,11 +60,12 @@ def read_segments(
     delta: LoraDelta | None = None,
     entropy: bool = True,
     keep_states: bool = True,
+    state: RecurrentState | None = None,
 ) -> Generator[Work, None, Reading]:
     """Read a document of one token or more, yielding after each segment; returns its Reading."""
     if tokens_T.numel() == 0:
         raise ValueError("an empty document cannot be read")
-    state = model.init_state(1)
+    state = model.init_state(1) if state is None else state
     segments = torch.split(tokens_T, segment_tokens)
     # what is kept lies in one block from the start: kept pieces among the large temporaries of the
     # segments would hold the heap apart, and memory would grow with the document

@@ -19,6 +19,7 @@ from imprint.adapters.adapter import Adapter
 from imprint.adapters.branch_record import record_branches
 from imprint.adapters.branches import query_step
 from imprint.adapters.config import RefineConfig
+from imprint.adapters.continuing import begins, read_on
 from imprint.adapters.delta import init_delta, make_optimizer
 from imprint.adapters.document import document_tokens, tokens_sha256
 from imprint.adapters.gate import (
@@ -55,9 +56,11 @@ class Refiner:
         seed: int = 0,
         neutral: Sequence[int] | None = None,
         progress: Progress | None = None,
+        base: Adapter | None = None,
     ) -> None:
         self.model, self.config, self.seed = model, config, seed
         self.tokens_T = document_tokens(model, tokens)
+        self._base = base if begins(base, self.tokens_T) else None
         self.neutral = list(neutral) if neutral and len(neutral) > 1 else None
         self.usage = Usage()
         self.adapter: Adapter | None = None
@@ -111,9 +114,10 @@ class Refiner:
         return self.config.scope == "query_lora" and self.config.branches != "recall"
 
     def _read(self, usage: Usage, *, entropy: bool = True) -> Generator[Quantum, None, Reading]:
-        work = read_segments(
+        work = read_on(
             self.model,
             self.tokens_T,
+            self._base,
             segment_tokens=self.config.segment_tokens,
             entropy=entropy,
             keep_states=self._needs_states,

@@ -7,6 +7,7 @@ outcome down, so that a process that dies in between costs nothing.
 
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
+from imprint.adapters.errors import CorruptAdapterError
 from imprint.adapters.files import ProgressFolder
 from imprint.adapters.progress import Progress
 from imprint.adapters.quantum import Quantum
@@ -103,7 +105,19 @@ class AdaptationRuns:
             segment_tokens,
             neutral=around.neutral,
             progress=progress,
+            base=partial(self._base, message.base_id),
         )
+
+    def _base(self, adapter_id: str) -> Adapter | None:
+        """The adapter to read on from; where it is gone, the document is read from its start."""
+        if not adapter_id:
+            return None
+        try:
+            adapter = self._around.cache.get(adapter_id)
+        except (KeyError, ValueError, CorruptAdapterError):
+            log.warning("%s cannot be read on from; the whole document is read", adapter_id)
+            return None
+        return adapter if adapter.manifest.get("model_hash") == self._around.model_hash else None
 
     def _count_checkpoint(self, outcome: str) -> None:
         self._around.count("adaptation_checkpoints_total", outcome=outcome)

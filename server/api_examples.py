@@ -120,6 +120,7 @@ def _page(item: dict[str, Any], key: str = "id") -> dict[str, Any]:
 
 
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "AppendText": {"text": "On the fourth day the bell was sold.", "version": 1},
     "CreateDocument": {"text": _TEXT, "title": "Harbour", "metadata": {"source": "harbour"}},
     "CreateAdaptation": {
         "document_id": _DOCUMENT,
@@ -134,6 +135,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "temperature": 0.0,
     },
     "Document": _DOCUMENT_OBJECT,
+    "AppendedDocument": {**_DOCUMENT_OBJECT, "version": 2, "adaptation": _ADAPTATION_OBJECT},
     "Page_Document_": _page(_DOCUMENT_OBJECT),
     "DocumentContent": {
         "object": "document.content",

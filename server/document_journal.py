@@ -12,6 +12,7 @@ from typing import Any
 
 from imprint.server.document_records import DocumentRow, NewDocument, document_row
 from imprint.server.journal import DocumentGoneError, Journal
+from imprint.server.records import AdaptationRow
 
 _DOCUMENT = (
     "SELECT d.number, d.id, d.owner, d.title, d.media_type, d.metadata, d.created_at,"
@@ -124,6 +125,23 @@ def ready_adaptation(journal: Journal, row: DocumentRow) -> str | None:
         " AND status IN ('succeeded','rejected') ORDER BY"
         " json_extract(method, '$.type')='refine' DESC, number DESC LIMIT 1",
         (row.owner, row.sha256),
+    ).fetchone()
+    return None if found is None else str(found["id"])
+
+
+def base_adaptation(journal: Journal, row: AdaptationRow) -> str | None:
+    """The owner's adaptation of the longest beginning of this one's document from which it can be
+    read on: one whose end state is the base model's."""
+    found = journal.db.execute(
+        "WITH RECURSIVE chain(sha256, depth) AS (VALUES (?, 0) UNION ALL"
+        " SELECT t.parent, depth + 1 FROM texts t JOIN chain USING (sha256)"
+        " WHERE t.parent IS NOT NULL)"
+        " SELECT id FROM adaptations a JOIN chain USING (sha256)"
+        " WHERE depth > 0 AND owner=? AND model=? AND deleting=0"
+        " AND (status='rejected' OR status='succeeded' AND"
+        " coalesce(json_extract(method, '$.scope'), 'query_lora')='query_lora')"
+        " ORDER BY depth, number DESC LIMIT 1",
+        (row.sha256, row.owner, row.model),
     ).fetchone()
     return None if found is None else str(found["id"])
 

@@ -13,7 +13,14 @@ from imprint.models.tokenizer import Tokenizer
 from imprint.server import document_journal
 from imprint.server.config import Settings
 from imprint.server.document_records import DocumentRow, NewDocument, SourceText
-from imprint.server.errors import InvalidRequestError, NotFoundError, TooLargeError, clip
+from imprint.server.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    TooLargeError,
+    clip,
+)
+from imprint.server.journal import DocumentGoneError
 from imprint.server.journal_thread import JournalThread
 from imprint.server.limits import Limits
 from imprint.server.schemas import UploadFields
@@ -53,6 +60,25 @@ class Documents:
             expires_after_s=fields.expires_after_s,
         )
         return await self._journal(document_journal.create_document, new)
+
+    async def append(self, row: DocumentRow, text: str, *, version: int | None) -> DocumentRow:
+        """Make the document's next version; raises ConflictError where `version`, or the one that
+        was looked at, is not the newest any more."""
+        limit_left = self._settings.max_document_tokens - row.num_tokens
+        tokens = await asyncio.to_thread(self._tokenizer.encode, text, continues=True)
+        if not 0 < len(tokens) <= limit_left:
+            self.check_length(row.num_tokens + len(tokens) if tokens else 0, param="text")
+        try:
+            if version not in (None, row.version):
+                raise DocumentGoneError(row.id)
+            append = document_journal.append_text
+            return await self._journal(append, row, text, len(tokens))
+        except DocumentGoneError:
+            raise ConflictError(
+                f"{row.id} has another version by now; look at it and append again",
+                code="version_conflict",
+                param="version",
+            ) from None
 
     async def get(self, id: str, owner: str, *, param: str | None = None) -> DocumentRow:
         """The document; raises NotFoundError for an unknown one, another owner's or a deleted."""

@@ -96,6 +96,12 @@ class Intake:
         self.limits.admit_tokens(owner, len(tokens))
         return dataclasses.replace(new, text=text, num_tokens=len(tokens)), tokens
 
+    def check_append(self, body: CreateAdaptation, owner: str) -> None:
+        """Refuse what `adaptation` would refuse, before the document has a new version."""
+        parse_method(body.method, preset=self._settings.default_preset)
+        self._jobs.refuse_without_room()
+        self.limits.admit_tokens(owner, 0)
+
     async def answer_adaptation(
         self, body: CreateAnswers, owner: str
     ) -> tuple[NewAdaptation, list[int]]:

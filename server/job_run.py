@@ -14,6 +14,7 @@ import msgspec
 from imprint.adapters.files import ProgressFolder
 from imprint.models.tokenizer import Tokenizer
 from imprint.server import messages, study_journal
+from imprint.server.document_journal import base_adaptation
 from imprint.server.documents import encode_parts
 from imprint.server.journal import Journal
 from imprint.server.journal_thread import JournalThread
@@ -104,8 +105,10 @@ class JobRun:
         if self._job.cancelled.is_set():
             await self._end("cancelled")
             return
+        base_id = await self._journal(base_adaptation, row)
         work = messages.Adapt(
             adaptation_id=row.id,
+            base_id=base_id or "",
             tokens=tokens,
             method=row.method,
             seed=row.seed,

@@ -155,6 +155,11 @@ class Jobs:
         self._metrics.rejections.labels(reason="queue_full").inc()
         return OverloadedError(f"{reason}; try again later", retry_after_s=self.backlog_s())
 
+    def refuse_without_room(self) -> None:
+        """Raises OverloadedError where there is no room for a job that is surely new."""
+        if len(self._active) >= self._max_active:
+            raise self._overloaded(f"{len(self._active)} adaptations are queued or running")
+
     async def refuse_when_full(self, new: NewAdaptation) -> None:
         """Raises OverloadedError where `create` would, before anybody has tokenized the document:
         under overload most requests end here, and must cost little."""

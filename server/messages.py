@@ -38,6 +38,8 @@ class Adapt(Message, frozen=True, kw_only=True):
     method: dict[str, Any]
     """`{"type": "refine" | "read", ...}`; the other keys are `RefineConfig` fields (and
     `preset`)."""
+    base_id: str = ""
+    """An adapter of the document's beginning, to read on from; empty where there is none."""
     seed: int = 0
     priority: int = 0
     """Each step up doubles the share of tokens; -4 to 4, clamped."""

@@ -146,6 +146,12 @@ class Adaptation(Reply):
     metadata: dict[str, str]
 
 
+class AppendedDocument(Document):
+    """The document's new version, and the adaptation that reads on."""
+
+    adaptation: Adaptation
+
+
 class AdaptationEvent(Reply):
     """Something that happened to a job."""
 

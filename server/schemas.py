@@ -91,6 +91,19 @@ class CreateAdaptation(Body):
         return self
 
 
+class AppendText(Body):
+    """`POST /v1/documents/{id}/append`."""
+
+    text: str = Field(min_length=1)
+    """What follows the document's text; it is tokenized on its own."""
+    version: int | None = Field(default=None, ge=1)
+    """The version that it is appended to; refused where the document has another by now."""
+    method: Options | None = None
+    """How the new version is adapted; by default the new text is only read."""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    """Seed of every random choice of the adaptation."""
+
+
 class CreateAnswers(Body):
     """`POST /v1/answers`."""
 

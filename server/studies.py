@@ -3,7 +3,7 @@
 Knows the adapters package and the messages; knows nothing of scheduling or sockets.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from imprint.adapters.adapter import Adapter
@@ -68,17 +68,25 @@ def begin_study(
     *,
     neutral: list[int] | None,
     progress: Progress,
+    base: Callable[[], Adapter | None] = lambda: None,
 ) -> Study:
     """The generator of an adaptation's quanta; its value is the adapter. Nothing runs yet.
 
-    A study goes on from its checkpoint, where `progress` has one.
+    A study goes on from its checkpoint, where `progress` has one. `base` gives an adapter of the
+    document's beginning, if there is one to read on from.
     """
     study: DocumentReader | Refiner
     if config is None:
-        study = DocumentReader(model, adapt.tokens, segment_tokens=segment_tokens)
+        study = DocumentReader(model, adapt.tokens, segment_tokens=segment_tokens, base=base())
     else:
         study = Refiner(
-            model, adapt.tokens, config, seed=adapt.seed, neutral=neutral, progress=progress
+            model,
+            adapt.tokens,
+            config,
+            seed=adapt.seed,
+            neutral=neutral,
+            progress=progress,
+            base=base(),
         )
     yield from study.run()
     assert study.adapter is not None

@@ -7,10 +7,18 @@ from fastapi.responses import JSONResponse
 
 from imprint.server.auth import Owner
 from imprint.server.document_records import SourceText
-from imprint.server.replies import document_object, list_object
-from imprint.server.reply_schemas import Deleted, Document, DocumentContent, Page
+from imprint.server.replies import adaptation_object, document_object, list_object
+from imprint.server.reply_schemas import (
+    AppendedDocument,
+    Deleted,
+    Document,
+    DocumentContent,
+    Page,
+)
+from imprint.server.routes.bodies import JSON_BODY
 from imprint.server.routes.described import described
 from imprint.server.routes.uploads import DOCUMENT_BODY, Upload, document_body
+from imprint.server.schemas import AppendText, CreateAdaptation
 from imprint.server.services import FromApp
 from imprint.server.streams import until_disconnect
 
@@ -63,6 +71,26 @@ async def content(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
         "text": text,
         "references": references,
     }
+
+
+@router.post(
+    "/{id}/append", dependencies=JSON_BODY, **described(AppendedDocument, 404, 409, status=202)
+)
+async def append(id: str, body: AppendText, owner: Owner, services: FromApp) -> dict[str, Any]:
+    """Make the document's next version, and read what is new from where the last one ended.
+
+    Adaptations of the older version stay what they are.
+    """
+    services.jobs.refuse_when_draining()
+    row = await services.documents.get(id, owner)
+    asked = CreateAdaptation(
+        document_id=id, method=body.method or {"type": "read"}, seed=body.seed if body.method else 0
+    )
+    services.intake.check_append(asked, owner)
+    row = await services.documents.append(row, body.text, version=body.version)
+    new, tokens = await services.intake.adaptation(asked, owner)
+    job, _ = await services.jobs.create(new, tokens)
+    return {**document_object(row), "adaptation": adaptation_object(job)}
 
 
 @router.delete("/{id}", **described(Deleted, 404))

@@ -33,7 +33,7 @@ PATHS = {
     "/static/{name}": "{adaptation}.js",  # no file: the page's files are everybody's
 }
 """What stands for a route's parameter: of the longest path here that the route's begins with."""
-BODIES: dict[str, dict[str, Any]] = {}
+BODIES: dict[str, dict[str, Any]] = {"/v1/documents/{id}/append": {"text": "more"}}
 """Bodies of routes that have both an id in the path and a body."""
 NAMED = {
     ("/v1/answers", "adaptation"): {"adaptation": "{adaptation}", "questions": ["what?"]},
