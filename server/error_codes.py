@@ -77,6 +77,9 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "document_not_found": ErrorCode(
         "404", "No document of yours has this id.", "It may have been deleted: send it again."
     ),
+    "version_conflict": ErrorCode(
+        "409", "The document has another version by now.", "Look at it, then append again."
+    ),
     "conflict": ErrorCode("409", "The resource's state does not allow this.", "See the message."),
     "adaptation_not_ready": ErrorCode(
         "409", "It is queued or running.", "Wait for Retry-After, or follow its events."
