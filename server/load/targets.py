@@ -106,8 +106,8 @@ async def throughput(
         "share_with_delta": adapted,
         "over_one_document": _at_least(ratio(many, rates["one_document"]), ARMS["one_document"]),
         "over_no_deltas": _at_least(ratio(many, rates["no_deltas"]), ARMS["no_deltas"]),
-        "rare_over_one_document": _at_least(
-            ratio(rates["rare_documents"], rates["one_document"]), RARE_SHARE
+        "rare_over_no_deltas": _at_least(
+            ratio(rates["rare_documents"], rates["no_deltas"]), RARE_SHARE
         ),
     }
 

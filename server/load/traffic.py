@@ -21,6 +21,9 @@ from imprint.server.sse import parse_events
 POLL_S = 0.25
 TIMEOUT_S = 600.0
 DONE = "[DONE]"
+KEEP_S = 1.0
+"""Idle connections are given up before the server does so, which a request could run into."""
+BROKEN = "connection_broke"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +106,8 @@ class Traffic:
             job = await self.end_of(id)
         except ApiError as error:
             return Studied(error=error.code)
+        except httpx.TransportError:
+            return Studied(error=BROKEN)
         return Studied(
             id=id,
             status=job["status"],
@@ -142,6 +147,8 @@ class Traffic:
                         answered.adapted = event["adapted"]
         except ApiError as error:
             answered.error = error.code
+        except httpx.TransportError:
+            answered.error = BROKEN
         answered.total_s = time.perf_counter() - began
         return answered
 
@@ -187,7 +194,11 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 @asynccontextmanager
 async def traffic_to(url: str, *, connections: int) -> AsyncIterator[Traffic]:
     """Traffic over at most so many connections at once; more wait for one."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    limits = httpx.Limits(
+        max_connections=connections,
+        max_keepalive_connections=connections,
+        keepalive_expiry=KEEP_S,
+    )
     async with httpx.AsyncClient(
         base_url=url, timeout=TIMEOUT_S, limits=limits, trust_env=False
     ) as http:
