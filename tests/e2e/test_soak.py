@@ -15,7 +15,7 @@ SOAK = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_and_no_secret_is_told_elsewhere() -> None:
-    command = [sys.executable, str(SOAK), "--seconds", "8", "--crash-every", "6"]
+    command = [sys.executable, str(SOAK), "--seconds", "5", "--crash-every", "5"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     result = json.loads(ran.stdout)
