@@ -15,10 +15,34 @@ from importlib.metadata import version
 from imprint.adapters.config import ConfigError
 from imprint.models.errors import ModelError
 from imprint.server.client_errors import ClientError
-from imprint.server.commands import adapt, answer, bench, evaluate, models, serve, train
+from imprint.server.commands import (
+    adapt,
+    adaptations,
+    answer,
+    bench,
+    completion,
+    documents,
+    evaluate,
+    models,
+    serve,
+    train,
+)
 from imprint.server.commands.common import CommandError, error_console, printable
 
-_COMMANDS = (serve, answer, adapt, evaluate, bench, train, models)
+_COMMANDS = (
+    *(serve, answer, adapt, documents, adaptations),
+    *(models, evaluate, bench, train, completion),
+)
+
+_EPILOG = """\
+examples:
+  imprint answer report.txt -q "Who signed it?"      on a server of its own
+  imprint serve                                      a server for many documents
+  imprint documents add report.pdf                   store a file on it
+  imprint adaptations list --json                    what it has studied
+
+exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,11 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="imprint",
         description="A fast-weight model studies your document, then answers from memory.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"imprint {version('imprint')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(commands)
+    parser.set_defaults(parser=parser)  # completion reads it
     return parser
 
 

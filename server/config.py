@@ -18,6 +18,8 @@ from imprint.server.keys import KeyRing
 from imprint.server.worker_config import PoolConfig, WorkerConfig
 
 ENV_PREFIX = "IMPRINT_"
+KEY_VARIABLE = "IMPRINT_API_KEY"
+"""The key that the command line sends to a running server; no setting of the server."""
 SECRETS = frozenset({"api_keys"})
 """Settings whose values are never shown."""
 _ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
@@ -265,6 +267,6 @@ def options() -> list[Option]:
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     """`IMPRINT_*` variables that set nothing: misspellings, which would pass in silence."""
-    known = {faults.VARIABLE, *(option.env for option in options())}
+    known = {faults.VARIABLE, KEY_VARIABLE, *(option.env for option in options())}
     names = os.environ if environ is None else environ
     return sorted(name for name in names if name.startswith(ENV_PREFIX) and name not in known)

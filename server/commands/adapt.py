@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 
 from imprint.adapters.config import RefineConfig
-from imprint.server.client import Adaptation, AdaptationEvent
+from imprint.server.client import Adaptation
 from imprint.server.commands.common import CommandError, read_document, read_fields, write_json
 from imprint.server.commands.connection import add_connection, connect
 from imprint.server.commands.progress import StudyDisplay
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         display = stack.enter_context(StudyDisplay())
         client = stack.enter_context(connect(arguments, display, keep=True))
         job = client.adapt(document, method=method, seed=arguments.seed)
-        job = client.wait(job.id, lambda event: _show(event, display))
+        job = client.wait(job.id, display.show)
     if arguments.json:
         write_json(job.body)
     else:
@@ -58,11 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
         error = job.body.get("error") or {}
         raise CommandError(f"the adaptation ended as {job.status}: {error.get('message', '')}")
     return 0
-
-
-def _show(event: AdaptationEvent, display: StudyDisplay) -> None:
-    if event.kind in ("progress", "phase", "step"):
-        display.update(event.data)
 
 
 def _write_outcome(job: Adaptation) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from imprint.models.registry import load_config
 from imprint.server.config import BUNDLED_MODEL, SECRETS, Option, Settings, options
 
 MAX_SHOWN_ERRORS = 5
+DEFAULT_CONFIG = Path("imprint.toml")
 
 
 class CommandError(Exception):
@@ -63,6 +66,12 @@ def read_document(name: str) -> str:
 
 def add_settings(parser: argparse._ActionsContainer, names: tuple[str, ...] | None = None) -> None:
     """Add the server's settings (all, or those named) as flags; what is not given stays unset."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"TOML file of settings, by name; else {DEFAULT_CONFIG} in the working folder, if any",
+    )
     for option in options():
         if names is None or option.name in names:
             parser.add_argument(
@@ -74,15 +83,39 @@ def add_settings(parser: argparse._ActionsContainer, names: tuple[str, ...] | No
             )
 
 
+def file_settings(path: Path, *, needed: bool) -> dict[str, Any]:
+    """Settings of a TOML file, without those that a variable sets; without a file, none.
+
+    Raises `UsageError` for a file that is `needed` and missing, for one that is no TOML, and for
+    a name that is no setting.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if needed:
+            raise UsageError(f"--config: there is no {path}") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"--config: {path} cannot be used: {error}") from None
+    known = {option.name: option.env for option in options()}
+    for name in values:
+        if name not in known:
+            raise UsageError(f"--config: {path}: no setting is called {name}")
+    variables = {name.upper() for name in os.environ}
+    return {name: value for name, value in values.items() if known[name] not in variables}
+
+
 def load_settings(arguments: argparse.Namespace, **fixed: Any) -> Settings:
-    """Settings from flags, then environment, then defaults; `fixed` wins over all of them.
+    """Settings from flags, then environment, then the file, then defaults; `fixed` wins over all.
 
     Raises `UsageError` that names each flag and variable whose value cannot be used.
     """
     given = vars(arguments)
+    path = given.get("config")
+    from_file = file_settings(path or DEFAULT_CONFIG, needed=path is not None)
     flags = {option.name: given[option.name] for option in options() if option.name in given}
     try:
-        return Settings(**{**flags, **fixed})
+        return Settings(**{**from_file, **flags, **fixed})
     except ValidationError as error:
         lines = [_problem(problem) for problem in error.errors()[:MAX_SHOWN_ERRORS]]
         raise UsageError("\n".join(lines)) from None

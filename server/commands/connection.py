@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from imprint.server.client import ImprintClient
 from imprint.server.commands.common import (
@@ -16,7 +19,10 @@ from imprint.server.commands.common import (
     with_checkpoint,
 )
 from imprint.server.commands.progress import StudyDisplay
+from imprint.server.config import KEY_VARIABLE
 
+Result = TypeVar("Result")
+_URL = "http://127.0.0.1:8765"
 _LOCAL_SETTINGS = ("model", "revision", "question_template", "device", "dtype", "threads")
 
 
@@ -24,7 +30,80 @@ def add_connection(parser: argparse.ArgumentParser, *settings: str) -> None:
     """Add `--url` and the settings (the usual ones, and `settings`) of a server of our own."""
     group = parser.add_argument_group("server")
     group.add_argument("--url", help="ask this running server; else one runs for this command only")
+    _add_key(group)
     add_settings(group, (*_LOCAL_SETTINGS, *settings))
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that asks a running server."""
+    parser.add_argument("--json", action="store_true", help="print the server's objects as JSON")
+    parser.add_argument("--url", default=_URL, help=f"the running server (default: {_URL})")
+    _add_key(parser)
+
+
+def add_paging(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that lists."""
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="at most 100")
+    parser.add_argument("--after", metavar="ID", help="the last id of the page before")
+
+
+def ask(arguments: argparse.Namespace, call: Callable[[ImprintClient], Result]) -> Result:
+    """What the server at `--url` answers to one call."""
+    with ImprintClient(arguments.url, api_key=_api_key(arguments)) as client:
+        return call(client)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A command with actions of its own."""
+
+    name: str
+    about: str
+    examples: str
+
+    def add_to(
+        self, commands: argparse._SubParsersAction[argparse.ArgumentParser]
+    ) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+        """Add the command; returns where its actions go."""
+        parser = commands.add_parser(
+            self.name,
+            help=self.about,
+            description=self.about[0].upper() + self.about[1:] + ".",
+            epilog=self.examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        return parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+
+def add_action(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    about: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """Add one action of a command."""
+    parser = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_key(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the key that the server asks for; else the variable {KEY_VARIABLE}",
+    )
+
+
+def _api_key(arguments: argparse.Namespace) -> str | None:
+    path: Path | None = arguments.api_key_file
+    if path is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"the key in {path} cannot be read") from None
 
 
 @contextmanager
@@ -40,7 +119,7 @@ def connect(
         given = [name for name in (*_LOCAL_SETTINGS, "data_dir") if name in arguments]
         if given:
             raise UsageError(f"--{given[0].replace('_', '-')} cannot go with --url")
-        with ImprintClient(arguments.url) as client:
+        with ImprintClient(arguments.url, api_key=_api_key(arguments)) as client:
             yield client
         return
     from imprint.server.commands.local_server import local_server

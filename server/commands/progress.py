@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from imprint.server.client_types import AdaptationEvent
 from imprint.server.commands.common import error_console
 
 
@@ -53,6 +54,11 @@ class StudyDisplay:
             completed=step,
             detail=", ".join(parts),
         )
+
+    def show(self, event: AdaptationEvent) -> None:
+        """Show what an event says of the progress."""
+        if event.kind in ("progress", "phase", "step"):
+            self.update(event.data)
 
 
 def _count(value: object) -> int:
