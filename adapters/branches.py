@@ -10,15 +10,17 @@ its own positions, random stream, mean loss and gradient. Limit: no gradient rea
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from imprint.adapters.branch_calls import Branches, Learn, RollOut
+from imprint.adapters.calls import Calls, ask
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batches
-from imprint.adapters.reading import Reading, Work, states_at
-from imprint.adapters.rollout import BranchStart, read_cues
+from imprint.adapters.reading import Reading, states_at
+from imprint.adapters.rollout import Cues
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 
@@ -33,12 +35,12 @@ def query_step(
     seeds: Sequence[int],
     step: int,
     reading: Reading | None = None,
-) -> Generator[Work, None, StepResult]:
+) -> Calls[StepResult]:
     """Accumulate in `delta` the gradient of the sum over deltas of each one's own mean loss.
 
     `end_state` [1 row] is the document's end under the base weights. `reading`, with its states
     kept, is needed where branches continue. Works through as many deltas at a time as fit two
-    segments' worth of tokens, and yields between quanta.
+    segments' worth of tokens.
     """
     num_deltas, num_positions = positions_QN.shape
     if num_positions == 0 or num_deltas != delta.num or num_deltas != len(seeds):
@@ -74,7 +76,7 @@ class _QueryBranches:
         self.end_state, self.reading = end_state, reading
         self.rolls = self.config.lambda_rl > 0
 
-    def run(self) -> Generator[Work, None, None]:
+    def run(self) -> Calls[None]:
         """Sample, judge and go backward, batch by batch."""
         num_rows, num_positions = self.branches.positions_QN.numel(), self.branches.num_positions
         at_once = self.config.branches_at_once
@@ -87,44 +89,49 @@ class _QueryBranches:
                 yield from self._sample(rows_R)
             self.branches.settle()
         for rows_R in batches:
+            if self.rolls and not self.branches.waits_for_all:
+                yield from self._sample(rows_R)
             yield from self._learn(rows_R)
 
-    def _part(self, rows_R: Tensor) -> LoraDelta:
-        first, last = int(rows_R[0]), int(rows_R[-1])
+    def _sample(self, rows_R: Tensor) -> Calls[None]:
+        branches = yield from self._branches(rows_R)
+        call = RollOut(
+            branches,
+            self.branches.truth_BK[rows_R],
+            self.branches.uniforms(rows_R),
+            self.config.temperature,
+            self.config.needs_hidden,
+        )
+        self.branches.take(rows_R, (yield from ask(call)))
+
+    def _learn(self, rows_R: Tensor) -> Calls[None]:
+        branches = yield from self._branches(rows_R)
+        call = Learn(
+            branches,
+            self.branches.truth_BK[rows_R],
+            self.branches.rolled(rows_R) if self.rolls else None,
+            self.config,
+            self.branches.num_positions,
+        )
+        learned = yield from ask(call)
+        self.branches.add_losses(rows_R, learned)
+        first, last = self._deltas(rows_R)
+        for parameter, grad in zip(self.delta.parameters(), learned.grads, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad[first:last] += grad
+
+    def _deltas(self, rows_R: Tensor) -> tuple[int, int]:
         num = self.branches.num_positions
-        with torch.enable_grad():
-            return self.delta.slice(first // num, last // num + 1)
+        return int(rows_R[0]) // num, int(rows_R[-1]) // num + 1
 
-    def _sample(self, rows_R: Tensor) -> Generator[Work, None, None]:
-        states = yield from self._leave(rows_R)
-        part = self._part(rows_R).detach()
-        with torch.no_grad():
-            start = self._cues(rows_R, states, part)
-        num_tokens = self.branches.sample(rows_R, start, part)
-        yield Work("rollout", len(rows_R) * self.config.cue_tokens, rollout_tokens=num_tokens)
-
-    def _learn(self, rows_R: Tensor) -> Generator[Work, None, None]:
-        states = yield from self._leave(rows_R)
-        part = self._part(rows_R)
-        with torch.enable_grad():
-            start = self._cues(rows_R, states, part)
-        num_cues = len(rows_R) * self.config.cue_tokens
-        yield Work("forward", forward_tokens=num_cues)
-        if self.rolls and not self.branches.waits_for_all:
-            num_rolled = self.branches.sample(rows_R, start, part)
-            yield Work("rollout", rollout_tokens=num_rolled)
-        with torch.enable_grad():
-            loss = self.branches.loss_with_truth(rows_R, start, part)
-        torch.autograd.backward([loss])
-        num_read = len(rows_R) * (self.config.branch_tokens - self.config.cue_tokens)
-        yield Work("backward", forward_tokens=num_read, backward_tokens=num_cues + num_read)
-
-    def _cues(self, rows_R: Tensor, states: RecurrentState, part: LoraDelta) -> BranchStart:
+    def _branches(self, rows_R: Tensor) -> Calls[Branches]:
+        state = yield from self._leave(rows_R)
         positions_R = self.branches.positions_QN.flatten()[rows_R]
-        cue_tokens = self.config.cue_tokens
-        return read_cues(self.model, self.tokens_T, positions_R, states, cue_tokens, delta=part)
+        cues = Cues.before(self.tokens_T, positions_R, self.config.cue_tokens)
+        return Branches(self.model, cues, state, self.delta.detach().slice(*self._deltas(rows_R)))
 
-    def _leave(self, rows_R: Tensor) -> Generator[Work, None, RecurrentState]:
+    def _leave(self, rows_R: Tensor) -> Calls[RecurrentState]:
         """The states from which the cues are read: one row per branch, or one shared by all."""
         recall_R = self.recall_N[rows_R % self.branches.num_positions]
         num_recalls = int(recall_R.sum())

@@ -9,13 +9,14 @@ on a segment's border, else up to rounding, because segments then lie elsewhere.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+
 
 import torch
 from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.reading import Reading, Work, read_segments
+from imprint.adapters.calls import Calls
+from imprint.adapters.reading import Reading, read_segments
 from imprint.models.architecture import FastWeightModel
 
 
@@ -38,7 +39,7 @@ def read_on(
     segment_tokens: int,
     entropy: bool = True,
     keep_states: bool = False,
-) -> Generator[Work, None, Reading]:
+) -> Calls[Reading]:
     """Read a document, or only what follows `base`, an adapter for which `begins` holds.
 
     With `keep_states` all of it is read, for an adapter has the state of its end alone.

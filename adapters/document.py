@@ -11,7 +11,7 @@ from torch import Tensor
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.continuing import begins, read_on
 from imprint.adapters.errors import AdaptationError
-from imprint.adapters.quantum import Quanta, Usage
+from imprint.adapters.quantum import Quanta, Study, Usage, quanta_alone
 from imprint.models.architecture import FastWeightModel
 
 
@@ -53,7 +53,11 @@ class DocumentReader:
         self.adapter: Adapter | None = None
 
     def run(self) -> Quanta:
-        """One quantum a segment."""
+        """`study`, with each call run alone: one quantum a segment."""
+        return quanta_alone(self.study())
+
+    def study(self) -> Study[None]:
+        """One call a segment."""
         work = read_on(self.model, self.tokens_T, self.base, segment_tokens=self.segment_tokens)
         reading = yield from self.usage.run(work, 0, 0)
         assert reading.entropy_T is not None

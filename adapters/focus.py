@@ -7,8 +7,9 @@ Shapes: Q = questions, N = positions of a question, T = document tokens.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.branches import query_step
+from imprint.adapters.calls import AloneCall, Work, ask
 from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.adapters.delta import init_delta, make_optimizer
-from imprint.adapters.gate import ProbeResult, judge, recall_probe
+from imprint.adapters.gate import ProbeResult, judge, probe_call
 from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
-from imprint.adapters.quantum import Quanta, Quantum, Usage
+from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
 from imprint.adapters.selection import focus_positions, relevance
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
@@ -73,13 +75,18 @@ class Focus:
         self.results: list[FocusResult] = []
 
     def run(self) -> Quanta:
+        """`study`, with each call run alone; yields a quantum for each."""
+        return quanta_alone(self.study())
+
+    def study(self) -> Study[None]:
         """Step for all questions at once, then judge each."""
         start = self._start()
         scores: list[Tensor] = []
         for question in self.questions:
             window = self.config.focus_window
-            scores.append(relevance(self.adapter.tokens_T, question, window=window))
-            yield Quantum(phase="select", num_tokens=0, step=0, steps=self.config.steps)
+            score = partial(relevance, self.adapter.tokens_T, question, window=window)
+            call = AloneCall(Work("select"), score)
+            scores.append((yield from self.usage.run(ask(call), 0, self.config.steps)))
         probe_QN = self._positions(scores, _PROBE_STEP)
         if probe_QN.shape[1] == 0:
             self.delta = start.detach()
@@ -132,9 +139,7 @@ class Focus:
         ]
         return torch.stack(rows)
 
-    def _probe(
-        self, places_QN: Tensor, delta: LoraDelta, step: int
-    ) -> Generator[Quantum, None, list[ProbeResult]]:
+    def _probe(self, places_QN: Tensor, delta: LoraDelta, step: int) -> Study[list[ProbeResult]]:
         """Each question's own places with its own delta, as many questions a quantum as fit."""
         # a shorter cue than the steps train with: what counts is the memory, not the cue
         config = self.config.replace(cue_tokens=max(self.config.cue_tokens // 2, 1))
@@ -142,7 +147,7 @@ class Focus:
         results: list[ProbeResult] = []
         for part_QN in torch.split(places_QN, max(1, config.branches_at_once // num)):
             own = delta.detach().slice(len(results), len(results) + len(part_QN))
-            probe = recall_probe(
+            call = probe_call(
                 self.model,
                 self._tokens(),
                 part_QN.flatten(),
@@ -150,10 +155,8 @@ class Focus:
                 config,
                 delta=own,
             )
+            probe = yield from self.usage.run(ask(call), step, self.config.steps)
             results += [ProbeResult(nll_P) for nll_P in torch.split(probe.nll_P, num)]
-            num_tokens = part_QN.numel() * (config.cue_tokens + config.rollout_length)
-            self.usage.tokens_forward += num_tokens
-            yield Quantum(phase="probe", num_tokens=num_tokens, step=step, steps=self.config.steps)
         return results
 
     def _judge(

@@ -8,14 +8,17 @@ Shapes: P = places, K = tokens asked at a place, T = document tokens, Q = deltas
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from imprint.adapters.calls import Call, Work, delta_key, stacked_deltas, stacked_states
 from imprint.adapters.config import MAX_BRANCH_TOKENS, RefineConfig
-from imprint.adapters.rollout import branch_logprobs, read_cues
+from imprint.adapters.rollout import Cues, continuations
 from imprint.adapters.selection import select_positions
 from imprint.models.architecture import FastWeightModel
 from imprint.models.hub import NEUTRAL_FILE
@@ -80,7 +83,74 @@ def probe_places(entropy_T: Tensor, config: RefineConfig, *, seed: int) -> tuple
     return places_P, excluded_T
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe(Call[ProbeResult]):
+    """What the tokens after each cue cost, from `state` and without gradients.
+
+    Each row is its cue and all but the last of the tokens asked for, read in one go.
+    """
+
+    stage: ClassVar[int] = 3
+    model: FastWeightModel
+    rows: Cues
+    """With Q deltas they are grouped by delta."""
+    asked_PK: Tensor
+    state: RecurrentState
+    """One row, shared."""
+    delta: LoraDelta | None
+
+    @property
+    def work(self) -> Work:
+        return Work("probe", forward_tokens=self.rows.num_tokens + len(self.asked_PK))
+
+    @property
+    def key(self) -> Hashable | None:
+        if self.rows.lengths_N is not None:
+            return None
+        shapes = (self.rows.tokens_NM.shape, self.asked_PK.shape)
+        return ("probe", shapes, self.state.batch_size, delta_key(self.delta))
+
+    @torch.no_grad()
+    def together(self, calls: Sequence[Self]) -> list[ProbeResult]:
+        hidden_BTD, _ = self.model(
+            torch.cat([call.rows.tokens_NM for call in calls]),
+            stacked_states([call.state for call in calls]),
+            delta=stacked_deltas([call.delta for call in calls]),
+            lengths_B=self.rows.lengths_N,
+        )
+        parts = torch.split(hidden_BTD, len(self.asked_PK))
+        return [call._result(part) for call, part in zip(calls, parts, strict=True)]
+
+    def _result(self, hidden_PTD: Tensor) -> ProbeResult:
+        length = self.asked_PK.shape[1]
+        if self.rows.lengths_N is None:
+            asked_from = hidden_PTD[:, -length:]
+        else:
+            ends_P1 = self.rows.lengths_N.unsqueeze(1)
+            index_PK = ends_P1 - length + torch.arange(length, device=ends_P1.device)
+            asked_from = hidden_PTD[torch.arange(len(hidden_PTD)).unsqueeze(1), index_PK]
+        logprobs_PK = self.model.token_logprobs(asked_from, self.asked_PK)
+        return ProbeResult(-logprobs_PK.double().mean(-1))
+
+
+def probe_call(
+    model: FastWeightModel,
+    tokens_T: Tensor,
+    places_P: Tensor,
+    end_state: RecurrentState,
+    config: RefineConfig,
+    *,
+    delta: LoraDelta | None,
+) -> Probe:
+    """Ask the places from `end_state` (batch 1). With Q deltas the places are grouped by delta."""
+    length = config.rollout_length
+    asked_PK = continuations(tokens_T, places_P, length)
+    # the last token asked for need not be read
+    cues = Cues.before(tokens_T, places_P, config.cue_tokens)
+    rows = cues.followed_by(asked_PK[:, :-1])
+    return Probe(model, rows, asked_PK, end_state, delta)
+
+
 def recall_probe(
     model: FastWeightModel,
     tokens_T: Tensor,
@@ -90,23 +160,49 @@ def recall_probe(
     *,
     delta: LoraDelta | None,
 ) -> ProbeResult:
-    """Ask the places from `end_state` (batch 1). With Q deltas the places are grouped by delta."""
-    length = config.rollout_length
-    asked_PK = torch.stack([tokens_T[p : p + length] for p in places_P.tolist()])
-    state = end_state.fork(len(places_P))
-    start = read_cues(model, tokens_T, places_P, state, config.cue_tokens, delta=delta)
-    logprobs_P1K = branch_logprobs(
-        model, start, asked_PK.unsqueeze(1), delta=delta, temperature=1.0
-    )
-    return ProbeResult(-logprobs_P1K.squeeze(1).double().mean(-1))
+    """The result of `probe_call`, computed at once."""
+    return probe_call(model, tokens_T, places_P, end_state, config, delta=delta).alone()
 
 
-@torch.no_grad()
-def neutral_loss(model: FastWeightModel, neutral: list[int], delta: LoraDelta | None) -> float:
+@dataclass(frozen=True, slots=True, eq=False)
+class NeutralLoss(Call[float]):
     """Mean next-token loss in nats on the neutral text, read from a document's start."""
-    tokens_1T = torch.tensor([neutral], device=model.device)
-    hidden_1TD, _ = model(tokens_1T, delta=delta)
-    return -float(model.token_logprobs(hidden_1TD[:, :-1], tokens_1T[:, 1:]).mean())
+
+    stage: ClassVar[int] = 4
+    model: FastWeightModel
+    tokens_1T: Tensor
+    delta: LoraDelta | None
+
+    @property
+    def work(self) -> Work:
+        return Work("gate", forward_tokens=self.tokens_1T.numel())
+
+    @property
+    def key(self) -> Hashable:
+        return ("neutral", self.tokens_1T.numel(), delta_key(self.delta))
+
+    @torch.no_grad()
+    def together(self, calls: Sequence[Self]) -> list[float]:
+        hidden_BTD, _ = self.model(
+            torch.cat([call.tokens_1T for call in calls]),
+            delta=stacked_deltas([call.delta for call in calls]),
+        )
+        return [call._result(hidden_TD) for call, hidden_TD in zip(calls, hidden_BTD, strict=True)]
+
+    def _result(self, hidden_TD: Tensor) -> float:
+        return -float(self.model.token_logprobs(hidden_TD[:-1], self.tokens_1T[0, 1:]).mean())
+
+
+def neutral_call(
+    model: FastWeightModel, neutral: Sequence[int], delta: LoraDelta | None
+) -> NeutralLoss:
+    """The loss on the neutral text under `delta`."""
+    return NeutralLoss(model, torch.tensor([neutral], device=model.device), delta)
+
+
+def neutral_loss(model: FastWeightModel, neutral: Sequence[int], delta: LoraDelta | None) -> float:
+    """The result of `neutral_call`, computed at once."""
+    return neutral_call(model, neutral, delta).alone()
 
 
 def judge(

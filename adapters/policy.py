@@ -1,7 +1,7 @@
 """The branches of one step: sample them, judge them, and turn them into losses.
 
-Shared by the trunk (branches leave inside a document that is being read) and by query-side deltas.
-Limit: is handed the starts of branches; reads no document.
+Shared by the trunk (branches leave inside a document that is being read), which samples from starts
+of its own, and by query-side deltas, which use calls. Limit: reads no document.
 """
 
 # Q = deltas or questions, N = positions of each, B = Q * N rows, G = rollouts per position,
@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.advantage import compute_advantages
+from imprint.adapters.branch_calls import Learned, Rolled
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.loss import policy_losses
 from imprint.adapters.reward import compute_rewards
 from imprint.adapters.rollout import (
     BranchStart,
+    Rollouts,
     branch_logprobs,
     continuations,
-    sample_rollouts,
+    roll_out,
+    rollout_uniforms,
 )
 from imprint.models import FastWeightModel, LoraDelta
 
@@ -101,19 +104,32 @@ class BranchSet:
         """Whether the group is the whole document, so that all rewards come before any loss."""
         return self.config.group_size == 1
 
-    def sample(self, rows_R: Tensor, start: BranchStart, delta: LoraDelta | None) -> int:
-        """Roll out rows of whole deltas, or any rows of a single one. Returns the token count."""
+    def uniforms(self, rows_R: Tensor) -> Tensor:
+        """Random numbers [R, G, K] for rows of whole deltas, or for any rows of a single one."""
         questions = sorted({row // self.num_positions for row in rows_R.tolist()})
-        rollouts = sample_rollouts(
+        return rollout_uniforms(
+            [self.seeds[question] for question in questions],
+            self.step,
+            rows_R % self.num_positions,
+            self.config.group_size,
+            self.config.rollout_length,
+        ).to(self.truth_BK.device)
+
+    def sample(self, rows_R: Tensor, start: BranchStart, delta: LoraDelta | None) -> None:
+        """Roll out rows and take the rollouts in; rows as for `uniforms`."""
+        rollouts = roll_out(
             self.model,
             start,
             self.truth_BK[rows_R],
-            self.config,
-            seeds=[self.seeds[question] for question in questions],
-            step=self.step,
-            branches_N=rows_R % self.num_positions,
+            self.uniforms(rows_R),
+            temperature=self.config.temperature,
+            needs_hidden=self.config.needs_hidden,
             delta=delta,
         )
+        self.take(rows_R, rollouts)
+
+    def take(self, rows_R: Tensor, rollouts: Rollouts) -> None:
+        """Judge the rollouts of rows, and keep them."""
         rewards_RG = compute_rewards(self.config.reward, rollouts, self.truth_BK[rows_R])
         self.tokens_BGK[rows_R] = rollouts.tokens_NGK
         self.logprobs_BGK = self.logprobs_BGK.to(rollouts.logprobs_NGK.dtype)
@@ -123,7 +139,18 @@ class BranchSet:
         if not self.waits_for_all:
             advantages = compute_advantages(self.config.advantage, rewards_RG.unsqueeze(0))
             self.advantages_BG[rows_R] = advantages[0]
-        return rollouts.tokens_NGK.numel()
+
+    def rolled(self, rows_R: Tensor) -> Rolled:
+        """What has been rolled out of rows, for their loss."""
+        return Rolled(
+            self.tokens_BGK[rows_R], self.logprobs_BGK[rows_R], self.advantages_BG[rows_R]
+        )
+
+    def add_losses(self, rows_R: Tensor, learned: Learned) -> None:
+        """Count the losses of rows towards their deltas' means."""
+        self._add(self.ntp_loss_Q, rows_R, learned.ntp_R)
+        if learned.policy_R is not None:
+            self._add(self.policy_loss_Q, rows_R, learned.policy_R)
 
     def settle(self) -> None:
         """Give the advantages of groups that span a document, once all of its rows are sampled."""
@@ -146,22 +173,6 @@ class BranchSet:
             delta=delta,
         )
         return self._policy_share(rows_R, logprobs_RGK)
-
-    def loss_with_truth(
-        self, rows_R: Tensor, start: BranchStart, delta: LoraDelta | None
-    ) -> Tensor:
-        """`loss` plus lambda_ntp * next-token loss over the document's continuation of each row."""
-        rolled = self.config.lambda_rl > 0
-        truth_R1K = self.truth_BK[rows_R].unsqueeze(1)
-        sequences = torch.cat((truth_R1K, self.tokens_BGK[rows_R]), 1) if rolled else truth_R1K
-        temperature = self.config.temperature if rolled else 1.0
-        logprobs_RSK = branch_logprobs(
-            self.model, start, sequences, temperature=temperature, delta=delta
-        )
-        ntp_R = -logprobs_RSK[:, 0].mean(-1) / self.num_positions
-        self._add(self.ntp_loss_Q, rows_R, ntp_R)
-        loss = self.config.lambda_ntp * ntp_R.sum()
-        return loss + self._policy_share(rows_R, logprobs_RSK[:, 1:]) if rolled else loss
 
     def _policy_share(self, rows_R: Tensor, logprobs_RGK: Tensor) -> Tensor:
         losses_RGK = policy_losses(

@@ -1,4 +1,8 @@
-"""One unit of work that a study has just done; between two the caller may do anything else."""
+"""What a study says of itself between two calls, and the tokens it has spent.
+
+A study yields calls (`calls.py`) and, after each, a `Quantum` that reports it; whoever runs the
+study may do anything else in between. Limit: counts and reports, runs no model.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from imprint.adapters.reading import Work
+from imprint.adapters.calls import Call, Calls, Work
 
 R = TypeVar("R")
 
@@ -32,6 +36,11 @@ class Quantum:
     """What the step of `event`, or the steps of `resumed`, tried: see `branch_record.py`."""
 
 
+Study = Generator[Call[Any] | Quantum, Any, R]
+"""A course of work that yields calls and is sent their results, and yields reports."""
+Quanta = Iterator[Quantum]
+
+
 @dataclass(slots=True, kw_only=True)
 class Usage:
     """Tokens spent so far, by kind of work."""
@@ -40,21 +49,25 @@ class Usage:
     tokens_backward: int = 0
     rollout_tokens: int = 0
 
-    def run(
-        self, work: Generator[Work, None, R], step: int, steps: int
-    ) -> Generator[Quantum, None, R]:
-        """Pass the work's pieces on as quanta, count their tokens, return the work's result."""
+    def run(self, calls: Calls[R], step: int, steps: int) -> Study[R]:
+        """Pass calls on, count and report each when it is done, return the work's result."""
+        result: Any = None
         while True:
             try:
-                piece = next(work)
+                call = calls.send(result)
             except StopIteration as stop:
-                result: R = stop.value
-                return result
-            self.tokens_forward += piece.forward_tokens
-            self.tokens_backward += piece.backward_tokens
-            self.rollout_tokens += piece.rollout_tokens
-            tokens = piece.forward_tokens + piece.backward_tokens + piece.rollout_tokens
-            yield Quantum(phase=piece.phase, num_tokens=tokens, step=step, steps=steps)
+                value: R = stop.value
+                return value
+            result = yield call
+            work = call.work
+            self.count(work)
+            yield Quantum(phase=work.phase, num_tokens=work.num_tokens, step=step, steps=steps)
+
+    def count(self, work: Work) -> None:
+        """Add what a call has cost."""
+        self.tokens_forward += work.forward_tokens
+        self.tokens_backward += work.backward_tokens
+        self.rollout_tokens += work.rollout_tokens
 
     def to_dict(self) -> dict[str, int]:
         """As it stands in a job's `usage`."""
@@ -65,4 +78,17 @@ class Usage:
         }
 
 
-Quanta = Iterator[Quantum]
+def quanta_alone(study: Study[R]) -> Generator[Quantum, None, R]:
+    """Run a study by itself: its calls alone, one after another; yields its reports."""
+    result: Any = None
+    while True:
+        try:
+            item = study.send(result)
+        except StopIteration as stop:
+            value: R = stop.value
+            return value
+        if isinstance(item, Quantum):
+            result = None
+            yield item
+        else:
+            result = item.alone()

@@ -1,32 +1,33 @@
 """Reading a document without gradients, segment by segment, and going back to any place in it.
 
-Limit: one document, batch 1; knows nothing of rollouts or losses.
+Segments of several documents can be read in one batch. Limit: knows nothing of rollouts or losses.
 """
 
-# T = tokens of the document, N = places, C = tokens of a segment, D = model width
+# T = tokens of the document, N = places, C = tokens of a segment, D = model width, B = documents
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from imprint.adapters.calls import (
+    AloneCall,
+    Call,
+    Calls,
+    Work,
+    ask,
+    delta_key,
+    stacked_deltas,
+    stacked_states,
+)
 from imprint.adapters.rollout import BranchStart
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a generator has just done between two of its yields."""
-
-    phase: str
-    """read, rollout, forward or backward."""
-    forward_tokens: int = 0
-    backward_tokens: int = 0
-    rollout_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,55 @@ class Reading:
         return max(position - 1, 0) // self.segment_tokens
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentRead:
+    """What reading one segment gave."""
+
+    hidden_1D: Tensor
+    """After its last token."""
+    state: RecurrentState
+    entropy_C: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadSegment(Call[SegmentRead]):
+    """Read a segment of one document after `state`, without gradients."""
+
+    stage: ClassVar[int] = 0
+    model: FastWeightModel
+    tokens_C: Tensor
+    state: RecurrentState
+    delta: LoraDelta | None
+    entropy: bool
+
+    @property
+    def work(self) -> Work:
+        return Work("read", forward_tokens=self.tokens_C.numel())
+
+    @property
+    def key(self) -> Hashable:
+        return ("read", self.tokens_C.numel(), self.entropy, delta_key(self.delta))
+
+    @torch.no_grad()
+    def together(self, calls: Sequence[Self]) -> list[SegmentRead]:
+        hidden_BCD, states = self.model(
+            torch.stack([call.tokens_C for call in calls]),
+            stacked_states([call.state for call in calls]),
+            delta=stacked_deltas([call.delta for call in calls]),
+        )
+        # one document at a time: the logits of a segment fill the caches as it is
+        entropies = [self.model.entropies(hidden_CD) for hidden_CD in hidden_BCD if self.entropy]
+        return [
+            SegmentRead(
+                hidden_BCD[i : i + 1, -1].clone(),
+                # a copy: a view would keep the states of all documents
+                states if len(calls) == 1 else states.slice(i, i + 1).clone(),
+                entropies[i] if self.entropy else None,
+            )
+            for i in range(len(calls))
+        ]
+
+
 def read_segments(
     model: FastWeightModel,
     tokens_T: Tensor,
@@ -61,8 +111,8 @@ def read_segments(
     entropy: bool = True,
     keep_states: bool = True,
     state: RecurrentState | None = None,
-) -> Generator[Work, None, Reading]:
-    """Read a document of one token or more, yielding after each segment; returns its Reading."""
+) -> Calls[Reading]:
+    """Read a document of one token or more, a call a segment; returns its Reading."""
     if tokens_T.numel() == 0:
         raise ValueError("an empty document cannot be read")
     state = model.init_state(1) if state is None else state
@@ -71,22 +121,21 @@ def read_segments(
     # segments would hold the heap apart, and memory would grow with the document
     states = model.init_state(len(segments)) if keep_states else None
     entropy_T = _empty_like_logits(model, tokens_T) if entropy else None
-    hidden_1CD = torch.empty(0)
+    hidden_1D = torch.empty(0)
     for i, segment_C in enumerate(segments):
         if states is not None:
             states.write_([i], state)
-        with torch.no_grad():
-            hidden_1CD, state = model(segment_C.unsqueeze(0), state, delta=delta)
-            if entropy_T is not None:
-                first = i * segment_tokens
-                entropy_T[first : first + segment_C.numel()] = model.entropies(hidden_1CD[0])
-        yield Work("read", forward_tokens=segment_C.numel())
+        read = yield from ask(ReadSegment(model, segment_C, state, delta, entropy))
+        hidden_1D, state = read.hidden_1D, read.state
+        if entropy_T is not None and read.entropy_C is not None:
+            first = i * segment_tokens
+            entropy_T[first : first + segment_C.numel()] = read.entropy_C
     return Reading(
         tokens_T=tokens_T,
         segment_tokens=segment_tokens,
         states=states,
         entropy_T=entropy_T,
-        end=BranchStart(hidden_1CD[:, -1].clone(), state.clone()),
+        end=BranchStart(hidden_1D, state.clone()),
     )
 
 
@@ -97,7 +146,7 @@ def _empty_like_logits(model: FastWeightModel, tokens_T: Tensor) -> Tensor:
 
 def states_at(
     model: FastWeightModel, reading: Reading, positions_N: Tensor, *, delta: LoraDelta | None = None
-) -> Generator[Work, None, BranchStart]:
+) -> Calls[BranchStart]:
     """The starts after `positions_N` tokens, read again from the kept states, without gradients.
 
     Each segment is read once, as far as its last position. A position of 0 gives the state of the
@@ -113,15 +162,31 @@ def states_at(
         positions = list(group)
         first = segment * reading.segment_tokens
         stops = [position - first for position in positions]
-        with torch.no_grad():
-            hidden_1CD, states = model(
-                reading.tokens_T[first : positions[-1]].unsqueeze(0),
-                reading.states.slice(segment, segment + 1),
-                delta=delta,
-                stops=stops,
-            )
+        call = AloneCall(
+            Work("read", forward_tokens=stops[-1]),
+            partial(_read_to_stops, model, reading, segment, stops, delta),
+        )
+        hidden_ND, states = yield from ask(call)
         for row, position in enumerate(positions):
-            hidden_1D = hidden_1CD[:, stops[row] - 1].clone()
-            starts[position] = BranchStart(hidden_1D, states.slice(row, row + 1))
-        yield Work("read", forward_tokens=stops[-1])
+            starts[position] = BranchStart(hidden_ND[row : row + 1], states.slice(row, row + 1))
     return BranchStart.stack([starts[position] for position in positions_N.tolist()])
+
+
+@torch.no_grad()
+def _read_to_stops(
+    model: FastWeightModel,
+    reading: Reading,
+    segment: int,
+    stops: list[int],
+    delta: LoraDelta | None,
+) -> tuple[Tensor, RecurrentState]:
+    """Hidden states [N, D] and states after so many tokens of a segment."""
+    assert reading.states is not None
+    first = segment * reading.segment_tokens
+    hidden_1CD, states = model(
+        reading.tokens_T[first : first + stops[-1]].unsqueeze(0),
+        reading.states.slice(segment, segment + 1),
+        delta=delta,
+        stops=stops,
+    )
+    return hidden_1CD[0, [stop - 1 for stop in stops]], states

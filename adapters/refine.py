@@ -1,15 +1,15 @@
 """Studies one document: reads it, takes REFINE steps, lets the gate judge, leaves an adapter.
 
-`Refiner.run` is a generator that yields after every quantum, so that a server can decode answers in
-between or stop; with a `Progress` it goes on where an earlier run of it was ended. Knows nothing of
-HTTP or queues.
+`Refiner.study` is a generator that yields every call to the model, and reports of what is done: a
+server can run the calls of several documents in one batch, decode answers in between, or stop. With
+a `Progress` it goes on where an earlier run was ended. Knows nothing of HTTP or queues.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.branch_record import record_branches
 from imprint.adapters.branches import query_step
+from imprint.adapters.calls import Calls, ask
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.continuing import begins, read_on
 from imprint.adapters.delta import init_delta, make_optimizer
@@ -26,15 +27,15 @@ from imprint.adapters.gate import (
     ProbeResult,
     Verdict,
     judge,
-    neutral_loss,
+    neutral_call,
+    probe_call,
     probe_places,
-    recall_probe,
 )
 from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.outcome import is_finite, refused, step_event, study_result
 from imprint.adapters.policy import StepResult
 from imprint.adapters.progress import Begun, Candidate, Completed, Progress, restore
-from imprint.adapters.quantum import Quanta, Quantum, Usage
+from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
 from imprint.adapters.reading import Reading, read_segments
 from imprint.adapters.rollout import BranchStart
 from imprint.adapters.selection import select_positions
@@ -72,6 +73,10 @@ class Refiner:
         self._since_best = 0
 
     def run(self) -> Quanta:
+        """`study`, with each call run alone; yields a quantum for each."""
+        return quanta_alone(self.study())
+
+    def study(self) -> Study[None]:
         """Read, step, judge. Raises AdaptationError only for input that cannot be used at all."""
         saved = self._load()
         begun, completed = saved if saved is not None else (None, Completed())
@@ -93,7 +98,7 @@ class Refiner:
             self._finish(reading, None, refused("the document is too short to adapt and to judge"))
             return
         if begun is None:
-            base = self._probe(places_P, reading.end.state, None)
+            base = yield from self._probe(places_P, reading.end.state, None, 0)
             self._keep_begun(reading, entropy_T, base)
         else:
             base = ProbeResult(begun.base.nll_P.to(self.model.device))
@@ -113,7 +118,7 @@ class Refiner:
         # branches that continue leave from the base model's reading of the document
         return self.config.scope == "query_lora" and self.config.branches != "recall"
 
-    def _read(self, usage: Usage, *, entropy: bool = True) -> Generator[Quantum, None, Reading]:
+    def _read(self, usage: Usage, *, entropy: bool = True) -> Study[Reading]:
         work = read_on(
             self.model,
             self.tokens_T,
@@ -140,7 +145,7 @@ class Refiner:
             self.config = self.config.replace(segment_tokens=saved[0].segment_tokens)
         return saved
 
-    def _take_up(self, begun: Begun, completed: Completed) -> Generator[Quantum, None, Reading]:
+    def _take_up(self, begun: Begun, completed: Completed) -> Study[Reading]:
         """Tell how far the study was, and have its reading again: what it cost is counted once."""
         self.usage = Usage(**(completed.usage or begun.usage))
         self._events = list(completed.events)
@@ -198,14 +203,10 @@ class Refiner:
     # ---- steps and judgement ---------------------------------------------------------------------
 
     def _probe(
-        self, places_P: Tensor, end_state: RecurrentState, delta: LoraDelta | None
-    ) -> ProbeResult:
-        self.usage.tokens_forward += len(places_P) * (
-            self.config.cue_tokens + self.config.rollout_length
-        )
-        return recall_probe(
-            self.model, self.tokens_T, places_P, end_state, self.config, delta=delta
-        )
+        self, places_P: Tensor, end_state: RecurrentState, delta: LoraDelta | None, step: int
+    ) -> Study[ProbeResult]:
+        call = probe_call(self.model, self.tokens_T, places_P, end_state, self.config, delta=delta)
+        return self.usage.run(ask(call), step, self.config.steps)
 
     def _steps(
         self,
@@ -215,7 +216,7 @@ class Refiner:
         excluded_T: Tensor,
         base: ProbeResult,
         completed: Completed,
-    ) -> Generator[Quantum, None, Verdict | None]:
+    ) -> Study[Verdict | None]:
         """Optimise, keeping the delta of the best probe. A verdict only if the attempt broke."""
         config, steps = self.config, self.config.steps
         delta = init_delta(self.model, config, seed=self.seed)
@@ -230,13 +231,13 @@ class Refiner:
             )
             if config.scope == "lora" and step > 0 and result.end is not None:
                 # the trunk's reading was done with the delta as it was before this update
-                self._consider(step, delta, result.end.state, places_P)
+                yield from self._consider(step, delta, result.end.state, places_P)
             norm = float(clip_grads_per_delta(delta, config.grad_clip)[0])
             if not (math.isfinite(norm) and is_finite(result)):
                 return refused("a loss or gradient was not finite")
             optimizer.step()
             if config.scope == "query_lora":
-                self._consider(step + 1, delta, reading.end.state, places_P)
+                yield from self._consider(step + 1, delta, reading.end.state, places_P)
             event = step_event(step + 1, steps, result, norm, base, self._best)
             step += 1
             self._events.append(event)
@@ -248,7 +249,7 @@ class Refiner:
             )
         if config.scope == "lora" and self._since_best < config.patience:
             end = yield from self._read_again(delta)
-            self._consider(steps, delta, end, places_P)
+            yield from self._consider(steps, delta, end, places_P)
         return None
 
     def _step_work(
@@ -258,7 +259,7 @@ class Refiner:
         excluded_T: Tensor,
         delta: LoraDelta,
         step: int,
-    ) -> Generator[Any, None, StepResult]:
+    ) -> Calls[StepResult]:
         if self.config.scope == "lora":
             return trunk_step(
                 self.model,
@@ -284,7 +285,7 @@ class Refiner:
             reading=reading if self.config.branches != "recall" else None,
         )
 
-    def _read_again(self, delta: LoraDelta) -> Generator[Quantum, None, RecurrentState]:
+    def _read_again(self, delta: LoraDelta) -> Study[RecurrentState]:
         work = read_segments(
             self.model,
             self.tokens_T,
@@ -298,29 +299,30 @@ class Refiner:
 
     def _consider(
         self, step: int, delta: LoraDelta, end_state: RecurrentState, places_P: Tensor
-    ) -> None:
-        probe = self._probe(places_P, end_state, delta.detach())
+    ) -> Study[None]:
+        probe = yield from self._probe(places_P, end_state, delta.detach(), step)
         if self._best is None or probe.mean < self._best.probe.mean:
             self._best = Candidate(step, delta.detach().clone(), end_state.detach(), probe)
             self._since_best = 0
         else:
             self._since_best += 1
 
-    def _gate(self, reading: Reading, places_P: Tensor, base: ProbeResult) -> Quanta:
+    def _gate(self, reading: Reading, places_P: Tensor, base: ProbeResult) -> Study[None]:
         """Judge the best candidate, whole and blended; the first that passes is kept."""
         best = self._best
         assert best is not None
-        neutral_before = neutral_loss(self.model, self.neutral, None) if self.neutral else None
+        neutral_before = yield from self._neutral_loss(None)
         verdict = None
         for alpha in self.config.blend_factors:
             delta, end_state, probe = best.delta.scaled(alpha), best.end_state, best.probe
             if alpha != 1.0:
                 if self.config.scope == "lora":
                     end_state = yield from self._read_again(delta)
-                probe = self._probe(places_P, end_state, delta)
+                probe = yield from self._probe(places_P, end_state, delta, best.step)
+            neutral_after = yield from self._neutral_loss(delta)
             rise = None
-            if self.neutral and neutral_before is not None:
-                rise = neutral_loss(self.model, self.neutral, delta) - neutral_before
+            if neutral_before is not None and neutral_after is not None:
+                rise = neutral_after - neutral_before
             verdict = judge(base, probe, self.config, neutral_rise_nats=rise)
             yield Quantum(phase="gate", num_tokens=0, step=best.step, steps=self.config.steps)
             if verdict.accepted:
@@ -329,6 +331,12 @@ class Refiner:
                 return
         assert verdict is not None
         self._finish(reading, None, verdict, base)
+
+    def _neutral_loss(self, delta: LoraDelta | None) -> Study[float | None]:
+        if self.neutral is None:
+            return None
+        call = neutral_call(self.model, self.neutral, delta)
+        return (yield from self.usage.run(ask(call), self.config.steps, self.config.steps))
 
     def _finish(
         self,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
@@ -56,18 +57,18 @@ class Rollouts:
     truth_hidden_NKD: Tensor | None
     """Hidden states after each token of the document's continuation; None likewise."""
 
-    def select(self, rows: Tensor) -> Rollouts:
-        """The rollouts of the given branches."""
+    def slice(self, start: int, stop: int) -> Rollouts:
+        """The rollouts of branches start ... stop - 1, as views."""
 
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.index_select(0, rows)
+        def part(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[start:stop]
 
         return Rollouts(
-            self.tokens_NGK.index_select(0, rows),
-            self.logprobs_NGK.index_select(0, rows),
-            self.truth_logprobs_NGK.index_select(0, rows),
-            pick(self.hidden_NGKD),
-            pick(self.truth_hidden_NKD),
+            self.tokens_NGK[start:stop],
+            self.logprobs_NGK[start:stop],
+            self.truth_logprobs_NGK[start:stop],
+            part(self.hidden_NGKD),
+            part(self.truth_hidden_NKD),
         )
 
 
@@ -75,6 +76,55 @@ def continuations(tokens_T: Tensor, positions_N: Tensor, length: int) -> Tensor:
     """The document's next `length` tokens after each position: [N, K]."""
     offsets = torch.arange(length, device=tokens_T.device)
     return tokens_T[positions_N.to(tokens_T.device).unsqueeze(1) + offsets]
+
+
+@dataclass(frozen=True, slots=True)
+class Cues:
+    """The document tokens before each of some positions: what a recalling branch is given."""
+
+    tokens_NM: Tensor
+    lengths_N: Tensor | None
+    """Where they differ; rows are then padded at their end."""
+
+    @classmethod
+    def before(cls, tokens_T: Tensor, positions_N: Tensor, cue_tokens: int) -> Cues:
+        """Up to `cue_tokens` tokens before each position.
+
+        Positions are at least 1; those with fewer tokens before them get a shorter cue.
+        """
+        positions_N = positions_N.to(tokens_T.device)
+        lengths_N = positions_N.clamp_max(cue_tokens)
+        longest, shortest = int(lengths_N.max()), int(lengths_N.min())
+        offsets_M = torch.arange(longest, device=tokens_T.device)
+        index_NM = (positions_N - lengths_N).unsqueeze(1) + offsets_M
+        tokens_NM = tokens_T[index_NM.clamp_max(tokens_T.numel() - 1)]
+        return cls(tokens_NM, None if longest == shortest else lengths_N)
+
+    def followed_by(self, tokens_NK: Tensor) -> Cues:
+        """Each cue with K more tokens behind it."""
+        if self.lengths_N is None:
+            return Cues(torch.cat((self.tokens_NM, tokens_NK), 1), None)
+        wide_NT = F.pad(self.tokens_NM, (0, tokens_NK.shape[1]))
+        index_NK = self.lengths_N.unsqueeze(1) + torch.arange(
+            tokens_NK.shape[1], device=wide_NT.device
+        )
+        return Cues(wide_NT.scatter(1, index_NK, tokens_NK), self.lengths_N + tokens_NK.shape[1])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to read, padding included."""
+        return self.tokens_NM.numel()
+
+    def read(
+        self, model: FastWeightModel, state: RecurrentState, delta: LoraDelta | None
+    ) -> BranchStart:
+        """Read them from `state`, of a row per position, or fewer that are shared in order."""
+        if self.lengths_N is None:
+            hidden_NMD, state = model(self.tokens_NM, state, delta=delta)
+            return BranchStart(hidden_NMD[:, -1], state)
+        hidden_NMD, state = model(self.tokens_NM, state, delta=delta, lengths_B=self.lengths_N)
+        rows = torch.arange(len(self.lengths_N), device=hidden_NMD.device)
+        return BranchStart(hidden_NMD[rows, self.lengths_N - 1], state)
 
 
 def read_cues(
@@ -86,23 +136,8 @@ def read_cues(
     *,
     delta: LoraDelta | None = None,
 ) -> BranchStart:
-    """Read the up to `cue_tokens` document tokens before each position, from `state`.
-
-    The state has one row per position, or fewer that are shared in order.
-    Positions are at least 1; those with fewer tokens before them get a shorter cue.
-    """
-    positions_N = positions_N.to(tokens_T.device)
-    lengths_N = positions_N.clamp_max(cue_tokens)
-    longest, shortest = int(lengths_N.max()), int(lengths_N.min())
-    offsets_M = torch.arange(longest, device=tokens_T.device)
-    index_NM = (positions_N - lengths_N).unsqueeze(1) + offsets_M
-    cues_NM = tokens_T[index_NM.clamp_max(tokens_T.numel() - 1)]
-    if longest == shortest:
-        hidden_NMD, state = model(cues_NM, state, delta=delta)
-        return BranchStart(hidden_NMD[:, -1], state)
-    hidden_NMD, state = model(cues_NM, state, delta=delta, lengths_B=lengths_N)
-    rows = torch.arange(len(lengths_N), device=tokens_T.device)
-    return BranchStart(hidden_NMD[rows, lengths_N - 1], state)
+    """Read the cues before each position from `state`; see `Cues`."""
+    return Cues.before(tokens_T, positions_N, cue_tokens).read(model, state, delta)
 
 
 def rollout_uniforms(
@@ -140,22 +175,44 @@ def sample_rollouts(
 
     `branches_N` numbers the branches of each seed and so fixes their random streams.
     """
-    num, length = truth_NK.shape
-    group, device = config.group_size, truth_NK.device
-    uniform_NGK = rollout_uniforms(seeds, step, branches_N, group, length)
-    uniform_RK = uniform_NGK.view(num * group, length).to(device)
+    length, group = truth_NK.shape[1], config.group_size
+    return roll_out(
+        model,
+        start,
+        truth_NK,
+        rollout_uniforms(seeds, step, branches_N, group, length).to(truth_NK.device),
+        temperature=config.temperature,
+        needs_hidden=config.needs_hidden,
+        delta=delta,
+    )
+
+
+@torch.no_grad()
+def roll_out(
+    model: FastWeightModel,
+    start: BranchStart,
+    truth_NK: Tensor,
+    uniform_NGK: Tensor,
+    *,
+    temperature: float,
+    needs_hidden: bool,
+    delta: LoraDelta | None,
+) -> Rollouts:
+    """Sample G rollouts of K tokens from every branch, with the given random numbers."""
+    num, group, length = uniform_NGK.shape
+    uniform_RK = uniform_NGK.reshape(num * group, length)
     truth_RK = truth_NK.repeat_interleave(group, 0)
     start = start.detach()
     hidden_RD, state = start.hidden_ND.repeat_interleave(group, 0), start.state
     tokens, logprobs, truths, hiddens = [], [], [], []
     for j in range(length):
         logits_RV = model.logits(hidden_RD)
-        logprobs_RV = (logits_RV / config.temperature).log_softmax(-1)
+        logprobs_RV = (logits_RV / temperature).log_softmax(-1)
         token_R = _invert(logprobs_RV, uniform_RK[:, j])
         tokens.append(token_R)
         logprobs.append(logprobs_RV.gather(1, token_R.unsqueeze(1)).squeeze(1))
         truths.append(logprobs_RV.gather(1, truth_RK[:, j : j + 1]).squeeze(1))
-        if j + 1 < length or config.needs_hidden:
+        if j + 1 < length or needs_hidden:
             hidden_R1D, state = model(token_R.unsqueeze(1), state, delta=delta)
             hidden_RD = hidden_R1D[:, 0]
             hiddens.append(hidden_RD)
@@ -164,13 +221,12 @@ def sample_rollouts(
         stacked = torch.stack(columns, 1)
         return stacked.view(num, group, *stacked.shape[1:])
 
-    needs = config.needs_hidden
-    truth_hidden = model(truth_NK, start.state, delta=delta)[0] if needs else None
+    truth_hidden = model(truth_NK, start.state, delta=delta)[0] if needs_hidden else None
     return Rollouts(
         grouped(tokens),
         grouped(logprobs),
         grouped(truths),
-        grouped(hiddens) if needs else None,
+        grouped(hiddens) if needs_hidden else None,
         truth_hidden,
     )
 
@@ -184,11 +240,22 @@ def branch_logprobs(
     delta: LoraDelta | None = None,
 ) -> Tensor:
     """Teacher-forced log-probabilities [N, R, K] of R sequences per branch; differentiable."""
+    hidden_NRKD = sequence_hidden(model, start, sequences_NRK, delta=delta)
+    return model.token_logprobs(hidden_NRKD, sequences_NRK, temperature)
+
+
+def sequence_hidden(
+    model: FastWeightModel,
+    start: BranchStart,
+    sequences_NRK: Tensor,
+    *,
+    delta: LoraDelta | None = None,
+) -> Tensor:
+    """Hidden states [N, R, K, D] from which each token of the sequences is predicted."""
     num, per_branch, length = sequences_NRK.shape
     hidden_SKD = start.hidden_ND.repeat_interleave(per_branch, 0).unsqueeze(1)
     if length > 1:
         read = sequences_NRK[:, :, :-1].reshape(num * per_branch, length - 1)
         rest_SKD, _ = model(read, start.state, delta=delta)
         hidden_SKD = torch.cat((hidden_SKD, rest_SKD), 1)
-    targets_SK = sequences_NRK.reshape(num * per_branch, length)
-    return model.token_logprobs(hidden_SKD, targets_SK, temperature).view(num, per_branch, length)
+    return hidden_SKD.view(num, per_branch, length, -1)

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imprint.adapters.calls import run_calls
 from imprint.adapters.config import RefineConfig
-from imprint.adapters.draining import drain
 from imprint.adapters.policy import StepResult
 from imprint.adapters.reading import read_segments
 from imprint.adapters.selection import select_positions
@@ -126,7 +126,9 @@ class _Bench:
 
     def reading(self) -> None:
         """One pass without gradients, entropies included."""
-        drain(read_segments(self.model, self.tokens_T, segment_tokens=self.config.segment_tokens))
+        run_calls(
+            read_segments(self.model, self.tokens_T, segment_tokens=self.config.segment_tokens)
+        )
 
     def step(self, group_size: int) -> Callable[[], StepResult]:
         """A whole step: reading, selection, rollouts, gradients."""
@@ -137,7 +139,7 @@ class _Bench:
             step = trunk_step(
                 self.model, self.tokens_T, config, delta=self.delta, seed=self.seed, step=0
             )
-            result: StepResult = drain(step)
+            result: StepResult = run_calls(step)
             return result
 
         return run

@@ -12,14 +12,15 @@ document. What grows with the document is one kept state per segment. Limit: one
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from imprint.adapters.calls import AloneCall, Calls, Work, ask
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batches
-from imprint.adapters.reading import Reading, Work, read_segments, states_at
+from imprint.adapters.reading import Reading, read_segments, states_at
 from imprint.adapters.rollout import BranchStart, read_cues
 from imprint.adapters.selection import select_positions
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState
@@ -37,8 +38,8 @@ def trunk_step(
     step: int,
     excluded_T: Tensor | None = None,
     positions_N: Tensor | None = None,
-) -> Generator[Work, None, StepResult]:
-    """Accumulate the gradient of lambda_rl * L_NSP + lambda_ntp * L_NTP; yields between quanta.
+) -> Calls[StepResult]:
+    """Accumulate the gradient of lambda_rl * L_NSP + lambda_ntp * L_NTP.
 
     `delta` is applied to the document and to its branches (scope lora). Positions are selected by
     entropy unless given; a document too short for any gets the next-token loss alone. Where a group
@@ -88,11 +89,10 @@ class _Backward:
         self.recalling = recall_N.nonzero().flatten()
         self.leaving = (~recall_N).nonzero().flatten()
 
-    def sample_all(self) -> Generator[Work, None, None]:
+    def sample_all(self) -> Calls[None]:
         """Roll out every branch from states that are read again, then settle the advantages."""
         for rows_R in row_batches(self.recalling, self.config.branches_at_once):
-            with torch.no_grad():
-                start = self._cues(self.reading.end.state, rows_R)
+            start = yield from self._cues(self.reading.end.state, rows_R, graded=False)
             yield from self._sample(rows_R, start)
         for rows_R in row_batches(self.leaving, self.config.branches_at_once):
             start = yield from states_at(
@@ -101,24 +101,26 @@ class _Backward:
             yield from self._sample(rows_R, start)
         self.branches.settle()
 
-    def recalls(self) -> Generator[Work, None, Grads | None]:
+    def recalls(self) -> Calls[Grads | None]:
         """Backward through the branches that leave at the end; the gradient of the end state."""
         leaf = self.reading.end.state.leaf()
         carried = False
         recalling = self.branches.with_signal(self.recalling)
         for rows_R in row_batches(recalling, self.config.branches_at_once):
-            with torch.enable_grad():
-                start = self._cues(leaf, rows_R)
             num_cues = len(rows_R) * self.config.cue_tokens
-            yield Work("forward", forward_tokens=num_cues)
-            loss = yield from self._policy_loss(rows_R, start)
-            if loss is not None:
-                _backward([loss], [None])
+            start = yield from self._cues(leaf, rows_R, graded=True)
+            kept_R, start = yield from self._sampled(rows_R, start)
+            if len(kept_R):
                 carried = True
-                yield Work("backward", backward_tokens=num_cues + self._branch_tokens(rows_R))
+                yield from ask(
+                    AloneCall(
+                        Work("backward", backward_tokens=num_cues + self._branch_tokens(kept_R)),
+                        partial(self._back_through_branches, kept_R, start),
+                    )
+                )
         return leaf.grads() if carried else None
 
-    def segment(self, index: int, state_grads: Grads | None) -> Generator[Work, None, Grads | None]:
+    def segment(self, index: int, state_grads: Grads | None) -> Calls[Grads | None]:
         """Read one segment again and go back through it; the gradient of the state before it."""
         first = index * self.config.segment_tokens
         last = min(first + self.config.segment_tokens, self.reading.tokens_T.numel())
@@ -130,54 +132,78 @@ class _Backward:
         assert self.reading.states is not None
         state = self.reading.states.slice(index, index + 1)
         leaf = state.leaf() if index else state
-        with torch.enable_grad():
-            hidden_CD, start, end_state = self._read(first, last, rows_R, leaf)
-        yield Work("forward", forward_tokens=last - first)
+        read = AloneCall(
+            Work("forward", forward_tokens=last - first),
+            partial(self._read, first, last, rows_R, leaf),
+        )
+        hidden_CD, start, end_state = yield from ask(read)
+        if len(rows_R):
+            rows_R, start = yield from self._sampled(rows_R, start)
+        back = AloneCall(
+            Work("backward", backward_tokens=last - first + self._branch_tokens(rows_R)),
+            partial(self._back, first, last, hidden_CD, rows_R, start, end_state, state_grads),
+        )
+        yield from ask(back)
+        return leaf.grads() if index else None
+
+    @torch.enable_grad()
+    def _back(
+        self,
+        first: int,
+        last: int,
+        hidden_CD: Tensor,
+        rows_R: Tensor,
+        start: BranchStart,
+        end_state: RecurrentState,
+        state_grads: Grads | None,
+    ) -> None:
         losses: list[Tensor] = []
         if len(rows_R):
-            policy_loss = yield from self._policy_loss(rows_R, start)
-            losses += [] if policy_loss is None else [policy_loss]
+            losses.append(self.branches.loss(rows_R, start, self.delta))
         if self.config.lambda_ntp > 0:
-            with torch.enable_grad():
-                losses.append(self._next_token_loss(first, last, hidden_CD))
+            losses.append(self._next_token_loss(first, last, hidden_CD))
         roots: list[Tensor] = [*losses, *(end_state.tensors() if state_grads is not None else [])]
-        grads: Grads = [*([None] * len(losses)), *(state_grads or [])]
-        _backward(roots, grads)
-        yield Work("backward", backward_tokens=last - first + self._branch_tokens(rows_R))
-        return leaf.grads() if index else None
+        _backward(roots, [*([None] * len(losses)), *(state_grads or [])])
+
+    @torch.enable_grad()
+    def _back_through_branches(self, rows_R: Tensor, start: BranchStart) -> None:
+        _backward([self.branches.loss(rows_R, start, self.delta)], [None])
 
     def _branch_tokens(self, rows_R: Tensor) -> int:
         return len(rows_R) * self.config.group_size * self.config.rollout_length
 
-    def _cues(self, end_state: RecurrentState, rows_R: Tensor) -> BranchStart:
-        return read_cues(
-            self.model,
-            self.reading.tokens_T,
-            self.positions_N[rows_R],
-            end_state,
-            self.config.cue_tokens,
-            delta=self.delta,
-        )
+    def _cues(
+        self, end_state: RecurrentState, rows_R: Tensor, *, graded: bool
+    ) -> Calls[BranchStart]:
+        def read() -> BranchStart:
+            with torch.set_grad_enabled(graded):
+                return read_cues(
+                    self.model,
+                    self.reading.tokens_T,
+                    self.positions_N[rows_R],
+                    end_state,
+                    self.config.cue_tokens,
+                    delta=self.delta,
+                )
 
-    def _sample(self, rows_R: Tensor, start: BranchStart) -> Generator[Work, None, None]:
-        num_tokens = self.branches.sample(rows_R, start, self.delta)
-        yield Work("rollout", rollout_tokens=num_tokens)
+        num_tokens = len(rows_R) * self.config.cue_tokens
+        return ask(AloneCall(Work("forward", forward_tokens=num_tokens), read))
 
-    def _policy_loss(
-        self, rows_R: Tensor, start: BranchStart
-    ) -> Generator[Work, None, Tensor | None]:
-        """Sample what has not been sampled; the loss of rows with a signal, or None."""
+    def _sample(self, rows_R: Tensor, start: BranchStart) -> Calls[None]:
+        work = Work("rollout", rollout_tokens=self._branch_tokens(rows_R))
+        return ask(AloneCall(work, partial(self.branches.sample, rows_R, start, self.delta)))
+
+    def _sampled(self, rows_R: Tensor, start: BranchStart) -> Calls[tuple[Tensor, BranchStart]]:
+        """Sample what has not been sampled; the rows with a signal, and where they start."""
         if not bool(self.branches.sampled_B[rows_R].all()):
             yield from self._sample(rows_R, start)
             kept = (self.branches.advantages_BG[rows_R] != 0).any(-1).nonzero().flatten()
             if len(kept) < len(rows_R):
                 with torch.enable_grad():
                     rows_R, start = rows_R[kept.cpu()], start.select(kept)
-        if not len(rows_R):
-            return None
-        with torch.enable_grad():
-            return self.branches.loss(rows_R, start, self.delta)
+        return rows_R, start
 
+    @torch.enable_grad()
     def _read(
         self, first: int, last: int, rows_R: Tensor, state: RecurrentState
     ) -> tuple[Tensor, BranchStart, RecurrentState]:

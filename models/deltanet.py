@@ -17,7 +17,7 @@ from imprint.models.config import DeltaNetConfig, GatedDeltaNetConfig
 from imprint.models.kernels.choice import pool_step_for, read_delta_rule
 from imprint.models.kernels.delta_rule import step_delta_rule
 from imprint.models.kernels.pool_step import Projected, StepWeights
-from imprint.models.layers import RMSNorm, ShortConvolution, l2_normalize
+from imprint.models.layers import RMSNorm, ShortConvolution, in_whole_vectors, l2_normalize
 from imprint.models.lora import DeltaLinear, LoraDelta
 
 
@@ -102,7 +102,7 @@ class DeltaNetMixer(Mixer):
         """What the rule takes per token and head [B, H, T]: here the writing strength."""
         cfg = self.config
         if cfg.use_beta:
-            beta_BTH: Tensor = self.b_proj(x_BTD, delta).sigmoid()
+            beta_BTH: Tensor = in_whole_vectors(torch.sigmoid, self.b_proj(x_BTD, delta))
             beta_BTH = beta_BTH * (2 if cfg.allow_neg_eigval else 1)
         else:
             beta_BTH = x_BTD.new_ones(*x_BTD.shape[:2], cfg.num_value_heads)

@@ -20,6 +20,7 @@ from imprint.models.deltanet import DeltaNetMixer, zero_padding
 from imprint.models.kernels.choice import read_delta_rule
 from imprint.models.kernels.gated_delta_rule import step_gated_delta_rule
 from imprint.models.kernels.pool_step import StepWeights
+from imprint.models.layers import in_whole_vectors
 from imprint.models.lora import DeltaLinear, LoraDelta
 
 _MAX_RATE = 16.0
@@ -43,10 +44,12 @@ class GatedDeltaNetMixer(DeltaNetMixer):
     ) -> tuple[Tensor, ...]:
         """Writing strength and logarithm of the decay, [B, H, T] each, in float32 at least."""
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        beta_BTH: Tensor = self.b_proj(x_BTD, delta).to(wide).sigmoid()
+        beta_BTH: Tensor = in_whole_vectors(torch.sigmoid, self.b_proj(x_BTD, delta).to(wide))
         if self.config.allow_neg_eigval:
             beta_BTH = beta_BTH * 2
-        step_BTH = F.softplus(self.a_proj(x_BTD, delta).to(wide) + self.dt_bias.to(wide))
+        step_BTH = in_whole_vectors(
+            F.softplus, self.a_proj(x_BTD, delta).to(wide) + self.dt_bias.to(wide)
+        )
         log_decay_BTH = -self.A_log.to(wide).exp() * step_BTH
         gates = (beta_BTH, log_decay_BTH)
         return tuple(zero_padding(gate, lengths_B).transpose(1, 2) for gate in gates)

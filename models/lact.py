@@ -42,7 +42,7 @@ from imprint.models.lact_chunks import (
     tails,
 )
 from imprint.models.lact_config import LactConfig
-from imprint.models.layers import RMSNorm
+from imprint.models.layers import RMSNorm, in_whole_vectors
 from imprint.models.lora import DeltaLinear, FusedDeltaLinear, LoraDelta
 
 _BASE_RATE = math.log(math.expm1(1e-3))  # softplus of it is the learning rate of a zero projection
@@ -177,10 +177,10 @@ class LactMixer(Mixer):
         """Learning rates of W0, W1, W2, head by head, then how much momentum stays: [B, T, R]."""
         projected = self.lr_proj(x_BTD, delta)
         dtype = torch.promote_types(projected.dtype, torch.float32)
-        rates = F.softplus(projected.to(dtype) + _BASE_RATE)
+        rates = in_whole_vectors(F.softplus, projected.to(dtype) + _BASE_RATE)
         if not self.config.use_momentum:
             return rates
-        decay = self.momentum_proj[0](x_BTD, delta).to(dtype).sigmoid()
+        decay = in_whole_vectors(torch.sigmoid, self.momentum_proj[0](x_BTD, delta).to(dtype))
         return torch.cat((rates, decay), -1)
 
     def _angles(self, positions_BT: Tensor) -> Tensor:

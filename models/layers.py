@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,21 @@ def l2_normalize(x: Tensor) -> Tensor:
     """x / sqrt(sum(x^2) + 1e-6) over the last axis; the epsilon is inside the root, as in fla."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)
+
+
+_WHOLE_VECTORS = 64
+
+
+def in_whole_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) of an elementwise function, each number the same wherever it lies in `x`.
+
+    On a CPU torch computes the last numbers of a tensor, those that fill no vector, by other code,
+    which rounds otherwise: a row's gates would depend on how many rows there are.
+    """
+    missing = -x.numel() % _WHOLE_VECTORS
+    if not missing or x.device.type != "cpu":
+        return function(x)
+    return function(F.pad(x.reshape(-1), (0, missing)))[: x.numel()].view(x.shape)
 
 
 # up to here shifted products are as fast on CPUs as a depthwise conv1d, and faster to decode

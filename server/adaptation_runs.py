@@ -1,8 +1,8 @@
 """The adaptations of one worker: begun, advanced by quanta, ended in exactly one message.
 
-Knows generators of quanta; knows nothing of decoding or of when a quantum may run. Checkpoints are
-left where they are when an adaptation ends: the API process deletes them once it has written the
-outcome down, so that a process that dies in between costs nothing.
+Knows studies and their calls; knows nothing of decoding or of when a quantum may run. Checkpoints
+are left where they are when an adaptation ends: the API process deletes them once it has written
+the outcome down, so that a process that dies in between costs nothing.
 """
 
 import logging
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
+from imprint.adapters.calls import Call
+from imprint.adapters.course import Course
 from imprint.adapters.errors import CorruptAdapterError
 from imprint.adapters.files import ProgressFolder
 from imprint.adapters.progress import Progress
@@ -88,24 +90,26 @@ class AdaptationRuns:
             job=job,
             config=config,
             segment_tokens=segment_tokens,
-            study=self._study(message, segment_tokens),
+            course=self._course(message, segment_tokens),
             trace=around.trace(message.traceparent),
         )
 
-    def _study(self, message: Adapt, segment_tokens: int) -> studies.Study:
+    def _course(self, message: Adapt, segment_tokens: int) -> Course[Adapter]:
         around = self._around
         config = studies.study_config(message, segment_tokens)
         progress = Progress(
             self._progress, message.adaptation_id, around.model_hash, self._count_checkpoint
         )
-        return studies.begin_study(
-            around.model,
-            message,
-            config,
-            segment_tokens,
-            neutral=around.neutral,
-            progress=progress,
-            base=partial(self._base, message.base_id),
+        return Course(
+            studies.begin_study(
+                around.model,
+                message,
+                config,
+                segment_tokens,
+                neutral=around.neutral,
+                progress=progress,
+                base=partial(self._base, message.base_id),
+            )
         )
 
     def _base(self, adapter_id: str) -> Adapter | None:
@@ -122,39 +126,41 @@ class AdaptationRuns:
     def _count_checkpoint(self, outcome: str) -> None:
         self._around.count("adaptation_checkpoints_total", outcome=outcome)
 
-    def advance(self, job: Job) -> None:
-        """Run one quantum; the last one stores the adapter and ends the adaptation."""
+    def call(self, job: Job) -> Call[Any] | None:
+        """What a study waits for; None before its beginning."""
+        return self._tasks[job.id].course.call
+
+    def go_on(self, job: Job, result: Any, began: float) -> None:
+        """Hand a study the result of its call, or begin it. The end of the study stores the adapter
+        and ends the adaptation."""
         task, around = self._tasks[job.id], self._around
-        began = around.clock()
         if task.started_at is None:
             self._start(task, began)
         try:
-            quantum = next(task.study)
-        except StopIteration as stop:
-            self._finish(task, stop.value)
-            return
+            if isinstance(result, Exception):
+                raise result
+            reports = task.course.go_on(result)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._shrink(task, error)
             return
-        task.step = quantum.step
-        if quantum.resumed is not None:
-            self._resume(task, quantum, quantum.resumed)
-        self._tell_study(task, quantum)
+        around.wait_for(job, task.course.call)
         now = around.clock()
-        around.scheduler.charge(job, quantum.num_tokens, now - began, now)
-        task.trace.quantum(quantum.phase, quantum.step, began, now, quantum.num_tokens)
-        around.observe(
-            Observation(
-                name="quantum_duration_seconds", value=now - began, labels={"phase": quantum.phase}
-            )
-        )
-        if quantum.event is not None:
-            around.emit(
-                AdaptationEvent(adaptation_id=job.id, kind="step", data=plain(quantum.event))
-            )
-        self._report(task, quantum.phase, quantum.step, quantum.steps, now)
+        for quantum in reports:
+            task.step = quantum.step
+            if quantum.resumed is not None:
+                self._resume(task, quantum, quantum.resumed)
+            self._tell_study(task, quantum)
+            task.trace.quantum(quantum.phase, quantum.step, began, now, quantum.num_tokens)
+            if quantum.event is not None:
+                around.emit(
+                    AdaptationEvent(adaptation_id=job.id, kind="step", data=plain(quantum.event))
+                )
+            self._report(task, quantum.phase, quantum.step, quantum.steps, now)
+        if task.course.ended:
+            assert task.course.result is not None
+            self._finish(task, task.course.result)
 
     def _start(self, task: AdaptationTask, now: float) -> None:
         task.started_at = now
@@ -220,10 +226,11 @@ class AdaptationRuns:
         if not recovered:
             raise error
         log.warning("adaptation %s ran out of memory; halving its segment", task.job.id)
-        task.study.close()
+        task.course.close()
         self._progress.delete(task.job.id)
         task.shrunk, task.segment_tokens = True, task.segment_tokens // 2
-        task.study = self._study(task.message, task.segment_tokens)
+        task.course = self._course(task.message, task.segment_tokens)
+        self._around.wait_for(task.job, None)
 
     def _finish(self, task: AdaptationTask, adapter: Adapter) -> None:
         around, id = self._around, task.job.id
@@ -276,5 +283,5 @@ class AdaptationRuns:
     def _drop(self, adaptation_id: str) -> None:
         self._around.scheduler.remove(adaptation_id)
         task = self._tasks.pop(adaptation_id)
-        task.study.close()
+        task.course.close()
         task.trace.close()

@@ -4,9 +4,11 @@ Knows adapters, slots and token ids; knows nothing of how a batch is computed or
 """
 
 import logging
+from typing import Any
 
+from imprint.adapters.calls import Call
+from imprint.adapters.course import Course
 from imprint.adapters.focus import FocusResult
-from imprint.adapters.quantum import Quantum
 from imprint.server import studies
 from imprint.server.decoding import Row
 from imprint.server.messages import (
@@ -167,7 +169,7 @@ class AnswerRuns:
             return
         assert task.adapter is not None
         task.focus = studies.begin_focus(around.model, task.adapter, task.message, task.config)
-        task.quanta = task.focus.run()
+        task.course = Course(task.focus.study())
         num_tokens = task.config.steps * studies.step_tokens(0, task.config)
         job = Job(
             id=request.id,
@@ -178,34 +180,34 @@ class AnswerRuns:
         )
         around.scheduler.add_job(job)
 
-    def advance(self, job: Job) -> None:
-        """Run one quantum of a request's focus run; after the last one its sequences start."""
-        task, around = self._tasks[job.id], self._around
-        began = around.clock()
-        quantum = next(task.quanta, None)
-        if quantum is None:
-            self._activate(task)
-            return
-        now = around.clock()
-        around.scheduler.charge(job, quantum.num_tokens, now - began, now)
-        phase = f"focus_{quantum.phase}"
-        task.trace.quantum(phase, quantum.step, began, now, quantum.num_tokens)
-        self._report(job.id, quantum, now - began)
+    def call(self, job: Job) -> Call[Any] | None:
+        """What a request's focus run waits for; None before its beginning."""
+        course = self._tasks[job.id].course
+        return None if course is None else course.call
 
-    def _report(self, request_id: str, quantum: Quantum, duration_s: float) -> None:
-        labels = {"phase": f"focus_{quantum.phase}"}
-        self._around.observe(
-            Observation(name="quantum_duration_seconds", value=duration_s, labels=labels)
-        )
-        if quantum.event is not None:
-            self._around.emit(
-                FocusProgress(
-                    request_id=request_id,
-                    step=quantum.step,
-                    steps=quantum.steps,
-                    data=plain(quantum.event),
+    def go_on(self, job: Job, result: Any, began: float) -> None:
+        """Hand a focus run the result of its call, or begin it; after it the sequences start."""
+        if isinstance(result, Exception):
+            raise result
+        task, around = self._tasks[job.id], self._around
+        assert task.course is not None
+        reports = task.course.go_on(result)
+        around.wait_for(job, task.course.call)
+        now = around.clock()
+        for quantum in reports:
+            phase = f"focus_{quantum.phase}"
+            task.trace.quantum(phase, quantum.step, began, now, quantum.num_tokens)
+            if quantum.event is not None:
+                around.emit(
+                    FocusProgress(
+                        request_id=job.id,
+                        step=quantum.step,
+                        steps=quantum.steps,
+                        data=plain(quantum.event),
+                    )
                 )
-            )
+        if task.course.ended:
+            self._activate(task)
 
     def _activate(self, task: RequestTask) -> None:
         """Give every sequence its slot, filled with a copy of the document-end state."""

@@ -150,8 +150,13 @@ class Settings(BaseSettings):
     """Prompt tokens that one engine step prefills at most."""
     adaptation_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a worker's time for adaptations while answers are decoding."""
-    max_running_adaptations: int = Field(default=4, ge=1)
+    max_running_adaptations: int = Field(default=8, ge=1)
     """Adaptations that take turns on a worker; the others wait."""
+    max_batched_adaptations: int = Field(default=8, ge=1)
+    """Adaptations, or focus runs, whose quanta of one kind are computed as one batch."""
+    max_quantum_ms: float | None = Field(default=None, gt=0)
+    """Batches of quanta are kept as small as this time asks, at the speed of late; the quantum of a
+    single document is bounded by `segment_tokens`. None: 100 on a GPU, 1000 on a CPU."""
     adaptation_bytes: int = Field(default=4 * 2**30, ge=1)
     """Memory that a worker's running adaptations may use together, by estimate."""
     adapter_host_bytes: int = Field(default=2**30, ge=0)
@@ -220,6 +225,8 @@ class Settings(BaseSettings):
             step_tokens=self.step_tokens,
             adaptation_share=self.adaptation_share,
             max_running_adaptations=self.max_running_adaptations,
+            max_batched_adaptations=self.max_batched_adaptations,
+            max_quantum_ms=self.max_quantum_ms,
             adaptation_bytes=self.adaptation_bytes,
             max_waiting_requests=self.max_active_requests,
             adapter_host_bytes=self.adapter_host_bytes,

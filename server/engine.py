@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from imprint.adapters.batches import batches_for
+from imprint.adapters.calls import Work
 from imprint.adapters.files import ProgressFolder
 from imprint.adapters.store import AdapterStore
 from imprint.models import FastWeightModel, Tokenizer
@@ -91,6 +94,8 @@ class Engine:
                 step_tokens=config.step_tokens,
                 adaptation_share=config.adaptation_share,
                 max_running_adaptations=config.max_running_adaptations,
+                max_batched_adaptations=config.max_batched_adaptations,
+                max_quantum_s=config.quantum_bound_s,
                 adaptation_bytes=config.adaptation_bytes,
                 max_waiting_requests=config.max_waiting_requests,
             )
@@ -108,6 +113,7 @@ class Engine:
             max_tokens=config.max_tokens,
             scheduler=self.scheduler,
             cache=self.cache,
+            batches=batches_for(model.device),
             emit=emit,
             observe=self._observe,
             clock=clock,
@@ -197,8 +203,9 @@ class Engine:
             self._forward("decode", [(sequence, 0) for sequence in plan.decode])
         if plan.prefill:
             self._forward("prefill", plan.prefill)
-        if plan.quantum is not None:
-            self._quantum(plan.quantum)
+        if plan.quantum:
+            with self._times.part(QUANTUM):
+                self._quantum(plan.quantum)
         worked = bool(plan.begin or loaded or plan.decode or plan.prefill or plan.quantum)
         if worked:
             self._measure(began, len(plan.decode))
@@ -238,13 +245,38 @@ class Engine:
         for (sequence, num_tokens), token in zip(parts, tokens, strict=True):
             self._answers.take(sequence, token, num_tokens)
 
-    def _quantum(self, job: Job) -> None:
-        phase = "focus" if job.focus else "quantum"
-        with self._times.part(QUANTUM), self._in_unit(phase, [job.id]):
-            if job.focus:
-                self._answers.advance(job)
-            else:
-                self._adaptations.advance(job)
+    def _quantum(self, jobs: Seq[Job]) -> None:
+        """One quantum of one job, or of several in one batch; then each goes on by itself.
+
+        Those whose part of a batch failed come last: an error leaves the step, and ends one job.
+        """
+        runs = self._answers if jobs[0].focus else self._adaptations
+        phase = "focus" if jobs[0].focus else "quantum"
+        began = self._clock()
+        calls = [call for job in jobs if (call := runs.call(job)) is not None]
+        results: list[Any] = [None] * len(jobs)  # a study that begins is handed nothing
+        work = calls[0].work if calls else Work("begin")
+        if calls:
+            with self._in_unit(phase, [job.id for job in jobs]):
+                results = self._around.batches.run(calls)
+        now, stage = self._clock(), jobs[0].stage
+        self.scheduler.charge(jobs, work.num_tokens, now - began, now, stage=stage)
+        pairs = sorted(zip(jobs, results, strict=True), key=lambda pair: _failed(pair[1]))
+        try:
+            for job, result in pairs:
+                with self._in_unit(phase, [job.id]):
+                    runs.go_on(job, result, began)
+        finally:
+            self._measure_quantum(work.phase, jobs, began)
+
+    def _measure_quantum(self, phase: str, jobs: Seq[Job], began: float) -> None:
+        now = self._clock()
+        self.scheduler.rest_after(now - began, now)
+        labels = {"phase": f"focus_{phase}" if jobs[0].focus else phase}
+        self._observe(
+            Observation(name="quantum_duration_seconds", value=now - began, labels=labels)
+        )
+        self._observe(Observation(name="quantum_batch_size", value=len(jobs)))
 
     @contextmanager
     def _in_unit(self, phase: str, ids: Seq[str], refuse: Refuse | None = None) -> Iterator[None]:
@@ -344,3 +376,7 @@ class Engine:
 def _log_arrival(kind: str, id: str, http_request: str) -> None:
     """The line that joins a job's id, which later lines have, with the HTTP request's."""
     log.info("%s %s has arrived", kind, id, extra={"job_ids": [id], "request_id": http_request})
+
+
+def _failed(result: object) -> bool:
+    return isinstance(result, Exception)

@@ -226,6 +226,7 @@ class Metrics:
             "longest_quantum_seconds",
             "The longest quantum of the last five to ten seconds, of any worker.",
         )
+        add(Histogram, "quantum_batch_size", "Jobs per quantum.", buckets=BATCH_BUCKETS)
         self.last_step = add(
             Gauge, "engine_last_step_timestamp_seconds", "End of the last step that did work."
         )

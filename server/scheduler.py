@@ -1,20 +1,26 @@
 """What runs next: a pure function of numbers and time. No torch, no tokens, no text.
 
 Every step decodes all running sequences; then prompts waiting for prefill share `step_tokens`
-among them, and at most one quantum of a job runs. While answers are on their way, quanta get
-`adaptation_share` of the time. Among jobs, focus runs come first (with every fourth quantum left to
-adaptations), and within a class the least served in tokens, weighted by priority, is next.
+among them, and at most one quantum runs, of one job or of several whose quanta are of one kind.
+While answers are on their way, quanta get `adaptation_share` of the time. Among jobs, focus runs
+come first (with every fourth quantum left to adaptations), and within a class the least served in
+tokens, weighted by priority, is next. Of those that are nearly as little served, one at an early
+stage goes first: so jobs that came at different times fall into step and can share their quanta.
 
 Limit: quantum costs are known only afterwards, so the share is kept on average, not in each step.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from imprint.server.sequence import Job, Request, Sequence
 
 RATE_SMOOTHING = 0.2
+LEAD_TOKENS = 2048
+"""Served tokens by which a job may run ahead of the least served, to fall into step with others."""
 ADAPTATION_EVERY = 4
 """At least one quantum in so many goes to an adaptation while focus runs compete with it."""
 
@@ -35,11 +41,14 @@ class SchedulerConfig:
     step_tokens: int
     adaptation_share: float
     max_running_adaptations: int
+    max_batched_adaptations: int = 1
+    max_quantum_s: float = math.inf
     adaptation_bytes: int
     max_waiting_requests: int
 
     def __post_init__(self) -> None:
-        for name in ("num_slots", "step_tokens", "max_running_adaptations"):
+        counts = ("num_slots", "step_tokens", "max_running_adaptations", "max_batched_adaptations")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.adaptation_share <= 1:
@@ -76,7 +85,8 @@ class Plan:
     decode: list[Sequence] = field(default_factory=list)
     prefill: list[tuple[Sequence, int]] = field(default_factory=list)
     """Sequences and how many of their unread prompt tokens to read."""
-    quantum: Job | None = None
+    quantum: list[Job] = field(default_factory=list)
+    """Jobs whose next quanta are one batch; none, or a single one, as a rule."""
 
 
 class Scheduler:
@@ -94,6 +104,7 @@ class Scheduler:
         self._next_quantum_at = 0.0
         self._focus_streak = 0
         self._seconds_per_token: float | None = None
+        self._stage_seconds: dict[int, float] = {}
 
     # ---- arrivals and departures -----------------------------------------------------------
 
@@ -136,17 +147,25 @@ class Scheduler:
         self._waiting_jobs = [job for job in self._waiting_jobs if job.id != id]
         self._waiting = deque(request for request in self._waiting if request.id != id)
 
-    def charge(self, job: Job, num_tokens: int, duration_s: float, now: float) -> None:
-        """Account for a quantum that has just run."""
-        job.served_tokens += num_tokens
-        # A quantum without tokens (an optimizer step) still takes its turn.
-        job.virtual_tokens += max(num_tokens, 1) / job.weight
+    def charge(
+        self, jobs: Seq[Job], num_tokens: int, duration_s: float, now: float, *, stage: int = 0
+    ) -> None:
+        """Account for a quantum that has just run: `num_tokens` of each job, at `stage`."""
+        for job in jobs:
+            job.served_tokens += num_tokens
+            # A quantum without tokens (the beginning of a study) still takes its turn.
+            job.virtual_tokens += max(num_tokens, 1) / job.weight
+        self.rest_after(duration_s, now)
+        self._focus_streak = self._focus_streak + 1 if jobs[0].focus else 0
+        if num_tokens > 0:
+            rate = duration_s / (num_tokens * len(jobs))
+            self._seconds_per_token = _smoothed(self._seconds_per_token, rate)
+            self._stage_seconds[stage] = _smoothed(self._stage_seconds.get(stage), rate)
+
+    def rest_after(self, duration_s: float, now: float) -> None:
+        """A quantum took so long, with all that followed from it: the next one waits its share."""
         share = self.config.adaptation_share
         self._next_quantum_at = now + duration_s * (1 - share) / share
-        self._focus_streak = self._focus_streak + 1 if job.focus else 0
-        if num_tokens > 0:
-            rate, old = duration_s / num_tokens, self._seconds_per_token
-            self._seconds_per_token = rate if old is None else old + RATE_SMOOTHING * (rate - old)
 
     # ---- the plan --------------------------------------------------------------------------
 
@@ -162,7 +181,7 @@ class Scheduler:
         answering = bool(plan.decode or plan.prefill)
         # a request that begins now is prefilled in the next step: no quantum in between
         if not plan.begin and (not answering or now >= self._next_quantum_at):
-            plan.quantum = self._next_job()
+            plan.quantum = self._next_jobs()
         return plan
 
     def _expire(self, now: float) -> list[Expired]:
@@ -221,7 +240,7 @@ class Scheduler:
             budget -= share
         return shares
 
-    def _next_job(self) -> Job | None:
+    def _next_jobs(self) -> list[Job]:
         focus = [job for job in self._running_jobs.values() if job.focus]
         adapt = [job for job in self._running_jobs.values() if not job.focus]
         if self.draining:
@@ -229,7 +248,27 @@ class Scheduler:
         if focus and adapt:
             adapt_turn = self._focus_streak >= ADAPTATION_EVERY - 1
             focus, adapt = ([], adapt) if adapt_turn else (focus, [])
-        return min(focus or adapt, key=lambda j: (j.virtual_tokens, j.arrived), default=None)
+        pool = sorted(focus or adapt, key=lambda job: (job.virtual_tokens, job.arrived))
+        if not pool:
+            return []
+        bound = pool[0].virtual_tokens + LEAD_TOKENS
+        head = min((job for job in pool if job.virtual_tokens <= bound), key=lambda job: job.stage)
+        return self._with_mates(head, pool)
+
+    def _with_mates(self, head: Job, pool: list[Job]) -> list[Job]:
+        """The job and those that can share its quantum, the least served first, as far as the
+        batch and the quantum's time allow."""
+        rate = self._stage_seconds.get(head.stage)
+        if head.kind is None or rate is None:  # nobody knows yet how long it takes
+            return [head]
+        most = self.config.max_batched_adaptations
+        if head.most_together is not None:
+            most = min(most, head.most_together)
+        quantum_s = rate * head.quantum_tokens
+        if quantum_s * most > self.config.max_quantum_s:
+            most = max(1, int(self.config.max_quantum_s / quantum_s))
+        mates = [job for job in pool if job is not head and job.kind == head.kind]
+        return [head, *mates[: most - 1]]
 
     # ---- what the heartbeat tells -----------------------------------------------------------
 
@@ -270,3 +309,7 @@ class Scheduler:
             total += job.remaining_tokens
             finish[job.id] = total * self._seconds_per_token
         return finish, total * self._seconds_per_token
+
+
+def _smoothed(old: float | None, rate: float) -> float:
+    return rate if old is None else old + RATE_SMOOTHING * (rate - old)

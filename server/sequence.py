@@ -3,6 +3,7 @@
 Numbers and ids only: no tensors, no text, no HTTP. The engine hangs its own objects on the ids.
 """
 
+from collections.abc import Hashable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -30,6 +31,14 @@ class Job:
     served_tokens: int = 0
     virtual_tokens: float = 0.0
     """Served tokens over the weight of its priority: the least served job runs next."""
+    kind: Hashable | None = None
+    """What its next quantum is; jobs whose kinds are equal can share it. None: it runs alone."""
+    stage: int = 0
+    """Where in its cycle it is; those at an early stage go first, so that all meet."""
+    quantum_tokens: int = 0
+    """What its next quantum will process."""
+    most_together: int | None = None
+    """How many jobs may share its next quantum; None: any number."""
 
     @property
     def weight(self) -> float:

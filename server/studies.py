@@ -3,15 +3,15 @@
 Knows the adapters package and the messages; knows nothing of scheduling or sockets.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from imprint.adapters import quantum
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.adapters.document import DocumentReader
 from imprint.adapters.focus import Focus
 from imprint.adapters.progress import Progress
-from imprint.adapters.quantum import Quantum
 from imprint.adapters.refine import Refiner
 from imprint.models import FastWeightModel
 from imprint.server.messages import Adapt, Generate
@@ -19,7 +19,7 @@ from imprint.server.messages import Adapt, Generate
 OPTIMIZER_COPIES = 6
 """A delta, its gradient, the two moments of AdamW, the best delta so far and a blend of it."""
 
-Study = Generator[Quantum, None, Adapter]
+Study = quantum.Study[Adapter]
 
 
 class MethodError(ValueError):
@@ -70,7 +70,7 @@ def begin_study(
     progress: Progress,
     base: Callable[[], Adapter | None] = lambda: None,
 ) -> Study:
-    """The generator of an adaptation's quanta; its value is the adapter. Nothing runs yet.
+    """The generator of an adaptation's calls; its value is the adapter. Nothing runs yet.
 
     A study goes on from its checkpoint, where `progress` has one. `base` gives an adapter of the
     document's beginning, if there is one to read on from.
@@ -88,7 +88,7 @@ def begin_study(
             progress=progress,
             base=base(),
         )
-    yield from study.run()
+    yield from study.study()
     assert study.adapter is not None
     return study.adapter
 

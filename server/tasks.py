@@ -4,22 +4,24 @@ Data and small derivations only; the decisions are in `adaptation_runs.py` and `
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from imprint.adapters.adapter import Adapter
+from imprint.adapters.batches import Batches
+from imprint.adapters.calls import Call
 from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.course import Course
 from imprint.adapters.errors import AdaptationError, CorruptAdapterError
 from imprint.adapters.focus import Focus, FocusResult
-from imprint.adapters.quantum import Quantum
 from imprint.models import FastWeightModel, LoraDelta, Tokenizer
 from imprint.server.adapter_cache import AdapterCache
 from imprint.server.messages import Adapt, FromWorker, Generate, Observation
 from imprint.server.scheduler import Scheduler
 from imprint.server.sequence import Job, Request, Sequence
-from imprint.server.studies import Study
 from imprint.server.text_stream import TextStream
 from imprint.server.work_trace import WorkTrace
 
@@ -43,6 +45,7 @@ class Surroundings:
     max_tokens: int
     scheduler: Scheduler
     cache: AdapterCache
+    batches: Batches
     emit: Emit
     observe: Callable[[Observation], None]
     clock: Callable[[], float] = time.monotonic
@@ -60,6 +63,14 @@ class Surroundings:
         """Where a job's time is written down."""
         return WorkTrace(traceparent, self.emit, self.clock)
 
+    def wait_for(self, job: Job, call: Call[Any] | None) -> None:
+        """Tell the scheduler what a job's next quantum is; None: nobody knows before it runs."""
+        most = None if call is None else self.batches.most(call)
+        job.kind = None if call is None or most == 1 else call.key
+        job.stage = 0 if call is None else call.stage
+        job.quantum_tokens = 0 if call is None else call.work.num_tokens
+        job.most_together = most
+
     def deadline(self, timeout_s: float | None) -> float | None:
         """The time at which a job that arrives now is too late."""
         return None if timeout_s is None else self.clock() + timeout_s
@@ -74,7 +85,7 @@ class AdaptationTask:
     config: RefineConfig | None
     """None where the document is only read."""
     segment_tokens: int
-    study: Study
+    course: Course[Adapter]
     trace: WorkTrace
     started_at: float | None = None
     step: int = 0
@@ -110,7 +121,8 @@ class RequestTask:
     trace: WorkTrace
     adapter: Adapter | None = None
     focus: Focus | None = None
-    quanta: Iterator[Quantum] = field(default_factory=lambda: iter(()))
+    course: Course[None] | None = None
+    """Its focus run, once it has begun."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imprint.adapters.draining import drain
+from imprint.adapters.calls import run_calls
 from imprint.adapters.training.examples import Example, Examples
 from imprint.adapters.training.parallel import (
     World,
@@ -148,7 +148,7 @@ class RefineTraining:
         return (self.config.seed * _RANK_STRIDE + place) * _RANK_STRIDE + self.step
 
     def _refine(self, example: Example, *, seed: int, step: int) -> Numbers:
-        result = drain(
+        result = run_calls(
             trunk_step(
                 self.model,
                 self._tensor(example.document),

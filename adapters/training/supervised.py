@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from imprint.adapters.draining import drain
+from imprint.adapters.calls import run_calls
 from imprint.adapters.reading import read_segments
 from imprint.models import FastWeightModel
 
@@ -25,7 +25,9 @@ def supervised_step(
     The prompt has two tokens or more, the response one or more.
     """
     before_T, tail_R = prompt_T[:-1], torch.cat((prompt_T[-1:], response_R[:-1]))
-    reading = drain(read_segments(model, before_T, segment_tokens=segment_tokens, entropy=False))
+    reading = run_calls(
+        read_segments(model, before_T, segment_tokens=segment_tokens, entropy=False)
+    )
     assert reading.states is not None
     leaf = reading.end.state.leaf()
     with torch.enable_grad():

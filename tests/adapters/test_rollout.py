@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from imprint.adapters.calls import Calls, Work, run_calls
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.policy import recall_mask
-from imprint.adapters.reading import Work, read_segments, states_at
+from imprint.adapters.reading import read_segments, states_at
 from imprint.adapters.rollout import (
     BranchStart,
     Rollouts,
@@ -39,13 +39,9 @@ def document(length: int = 60) -> Tensor:
     return torch.randint(0, 23, (length,), generator=torch.Generator().manual_seed(0))
 
 
-def drain(work: Generator[Work, None, Any]) -> tuple[Any, list[Work]]:
-    done = []
-    while True:
-        try:
-            done.append(next(work))
-        except StopIteration as stop:
-            return stop.value, done
+def drain(calls: Calls[Any]) -> tuple[Any, list[Work]]:
+    done: list[Work] = []
+    return run_calls(calls, done.append), done
 
 
 def start_after(model: DeltaNet, tokens_T: Tensor, positions: list[int]) -> BranchStart:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from types import ModuleType
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.branches import query_step
+from imprint.adapters.calls import run_calls
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.policy import StepResult
-from imprint.adapters.reading import Work, read_segments
+from imprint.adapters.reading import read_segments
 from imprint.adapters.step_benchmark import load_oracle
 from imprint.adapters.trunk import trunk_step
 from imprint.models import (
@@ -90,14 +90,6 @@ def document(length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 23, (length,), generator=torch.Generator().manual_seed(seed))
 
 
-def drain(step: Generator[Work, None, Any]) -> Any:
-    while True:
-        try:
-            next(step)
-        except StopIteration as stop:
-            return stop.value
-
-
 def oracle_branches(oracle: ModuleType, result: StepResult, question: int = 0) -> list[Any]:
     assert result.rollouts_QNGK is not None
     assert result.advantages_QNG is not None
@@ -150,7 +142,7 @@ def check_trunk(
     for parameter in parameters:
         parameter.requires_grad_()
     chosen = None if positions is None else torch.tensor(positions)
-    result: StepResult = drain(
+    result: StepResult = run_calls(
         trunk_step(model, tokens_T, config, delta=delta, seed=3, step=0, positions_N=chosen)
     )
     mine = take_grads(parameters)
@@ -209,7 +201,7 @@ def test_next_token_loss_alone(oracle: ModuleType, model: FastWeightModel) -> No
     config = RefineConfig.from_dict({**BASE, "scope": "lora", "lambda_rl": 0.0})
     tokens_T = document(37)
     delta = random_delta(model)
-    result = drain(trunk_step(model, tokens_T, config, delta=delta, seed=3, step=0))
+    result = run_calls(trunk_step(model, tokens_T, config, delta=delta, seed=3, step=0))
     mine = take_grads(delta.parameters())
     loss = oracle.next_token_loss(model, tokens_T.tolist(), delta)
     loss.backward()
@@ -224,7 +216,7 @@ def test_segments_do_not_matter(model: FastWeightModel) -> None:
         config = RefineConfig.from_dict({**BASE, "scope": "lora", "segment_tokens": segment_tokens})
         tokens_T = document(64)
         delta = random_delta(model)
-        drain(trunk_step(model, tokens_T, config, delta=delta, seed=5, step=2))
+        run_calls(trunk_step(model, tokens_T, config, delta=delta, seed=5, step=2))
         grads.append(take_grads(delta.parameters()))
     assert_same(grads[0], grads[2])
     assert_same(grads[1], grads[2])
@@ -234,12 +226,12 @@ def test_segments_do_not_matter(model: FastWeightModel) -> None:
 def test_tiny_documents(model: FastWeightModel, length: int) -> None:
     config = RefineConfig.from_dict({**BASE, "scope": "lora"})
     delta = random_delta(model)
-    result = drain(trunk_step(model, document(length), config, delta=delta, seed=1, step=0))
+    result = run_calls(trunk_step(model, document(length), config, delta=delta, seed=1, step=0))
     assert result.positions_QN.shape == (1, min(4, max(0, length - 3)))
 
 
 def read_all(model: FastWeightModel, tokens_T: Tensor, config: RefineConfig) -> Any:
-    return drain(read_segments(model, tokens_T, segment_tokens=config.segment_tokens))
+    return run_calls(read_segments(model, tokens_T, segment_tokens=config.segment_tokens))
 
 
 @pytest.mark.parametrize("lambda_ntp", [0.0, 1.0])
@@ -268,7 +260,7 @@ def test_query_lora(
     delta = random_delta(model, num=3)
     positions_QN = torch.tensor([[2, 16, 33, 60], [4, 5, 36, 67], [20, 30, 40, 50]])
     reading = read_all(model, tokens_T, config)
-    result = drain(
+    result = run_calls(
         query_step(
             model,
             tokens_T,
@@ -307,7 +299,7 @@ def test_query_lora_in_company_is_as_alone(model: FastWeightModel) -> None:
             seeds=[7 + row for row in rows],
             step=0,
         )
-        result: StepResult = drain(step)
+        result: StepResult = run_calls(step)
         return result
 
     together = run([0, 1], random_delta(model, num=2))
@@ -323,7 +315,7 @@ def test_query_lora_refuses_what_it_cannot_do(model: FastWeightModel) -> None:
     end_state = read_all(model, tokens_T, config).end.state
     for positions in (torch.empty(1, 0, dtype=torch.long), torch.tensor([[5], [6]])):
         with pytest.raises(ValueError, match="positions"):
-            drain(
+            run_calls(
                 query_step(
                     model,
                     tokens_T,
@@ -336,7 +328,7 @@ def test_query_lora_refuses_what_it_cannot_do(model: FastWeightModel) -> None:
                 )
             )
     with pytest.raises(ValueError, match="reading"):
-        drain(
+        run_calls(
             query_step(
                 model,
                 tokens_T,
@@ -372,9 +364,9 @@ def test_the_callers_gradient_mode_changes_nothing(model: FastWeightModel, scope
                 reading=reading,
             )
         enabled = torch.is_grad_enabled()
-        next(step)
-        assert torch.is_grad_enabled() == enabled
-        drain(step)
+        modes: list[bool] = []
+        run_calls(step, lambda _: modes.append(torch.is_grad_enabled()))
+        assert set(modes) == {enabled}
         return take_grads(delta.parameters())
 
     expected = gradients(random_delta(model))

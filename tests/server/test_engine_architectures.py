@@ -28,8 +28,11 @@ from imprint.server.engine import Engine
 from imprint.server.messages import (
     Adapt,
     AdaptationDone,
+    AdaptationEvent,
     FromWorker,
     Generate,
+    Observation,
+    Observations,
     Prompt,
     SequenceDone,
     TokenDelta,
@@ -84,12 +87,16 @@ class Bench:
     def run(self) -> list[FromWorker]:
         while self.engine.step():
             pass
+        self.engine.flush_observations()
         said, self.said[:] = list(self.said), []
         return said
 
-    def study(self, name: str, text: str, method: dict[str, Any]) -> AdaptationDone:
+    def begin(self, name: str, text: str, method: dict[str, Any]) -> None:
         tokens = self.tokenizer.encode(text)
         self.engine.handle(Adapt(adaptation_id=name, tokens=tokens, method=method))
+
+    def study(self, name: str, text: str, method: dict[str, Any]) -> AdaptationDone:
+        self.begin(name, text, method)
         return next(m for m in self.run() if isinstance(m, AdaptationDone))
 
     def ask(self, name: str, question: str, **fields: Any) -> None:
@@ -177,3 +184,39 @@ def test_focus_answers_from_its_own_delta(make_bench: Callable[[str], Bench]) ->
     bench.ask("a", QUESTIONS[1], focus=focus)
     done = next(m for m in bench.run() if isinstance(m, SequenceDone))
     assert done.focus is not None
+
+
+@pytest.mark.parametrize("scope", ["lora", "query_lora"])
+def test_documents_studied_together_are_each_as_alone(
+    make_bench: Callable[[str], Bench], scope: str
+) -> None:
+    """Three of them, two of one length; bit for bit: deltas, states, probes, events."""
+    method = {**REFINE, "scope": scope, "positions": 8}
+    texts = {"a": TEXTS[0][:96], "b": TEXTS[0][96:192], "c": TEXTS[1][:130]}
+    alone: dict[str, Any] = {}
+    for name, text in texts.items():
+        bench = make_bench(f"alone-{name}")
+        bench.begin(name, text, method)
+        alone[name] = bench.store, steps(bench.run(), name)
+    bench = make_bench("company")
+    for name, text in texts.items():
+        bench.begin(name, text, method)
+    said = bench.run()
+    sizes = [o.value for o in observed(said) if o.name == "quantum_batch_size"]
+    assert max(sizes) >= 2
+    for name, (store, events) in alone.items():
+        assert steps(said, name) == events
+        mine, right = bench.store.load(name), store.load(name)
+        assert mine.manifest == right.manifest
+        tensors = right.to_tensors()
+        for key, tensor in mine.to_tensors().items():
+            assert torch.equal(tensor, tensors[key]), key
+
+
+def observed(said: Sequence[FromWorker]) -> list[Observation]:
+    return [value for m in said if isinstance(m, Observations) for value in m.values]
+
+
+def steps(said: Sequence[FromWorker], name: str) -> list[dict[str, Any]]:
+    events = [m for m in said if isinstance(m, AdaptationEvent) and m.adaptation_id == name]
+    return [event.data for event in events if event.kind == "step"]

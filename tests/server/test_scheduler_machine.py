@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from imprint.server.scheduler import (
     ADAPTATION_EVERY,
+    LEAD_TOKENS,
     Plan,
     QueueFullError,
     Scheduler,
@@ -29,8 +30,8 @@ QUANTUM_TOKENS = (16, 64)
 
 
 def chosen_jobs(plan: Plan) -> list[Job]:
-    """The jobs whose quanta a step runs."""
-    return [] if plan.quantum is None else [plan.quantum]
+    """The jobs whose quanta a step runs, as one batch."""
+    return plan.quantum
 
 
 class SchedulerLives(RuleBasedStateMachine):
@@ -41,6 +42,7 @@ class SchedulerLives(RuleBasedStateMachine):
         step_tokens=st.integers(4, 48),
         share=st.sampled_from([0.1, 0.5, 1.0]),
         max_running=st.integers(1, 4),
+        max_batched=st.integers(1, 4),
         num_bytes=st.integers(50, 200),
         max_waiting=st.integers(1, 5),
     )
@@ -50,6 +52,7 @@ class SchedulerLives(RuleBasedStateMachine):
         step_tokens: int,
         share: float,
         max_running: int,
+        max_batched: int,
         num_bytes: int,
         max_waiting: int,
     ) -> None:
@@ -58,6 +61,7 @@ class SchedulerLives(RuleBasedStateMachine):
             step_tokens=step_tokens,
             adaptation_share=share,
             max_running_adaptations=max_running,
+            max_batched_adaptations=max_batched,
             adaptation_bytes=num_bytes,
             max_waiting_requests=max_waiting,
         )
@@ -241,13 +245,18 @@ class SchedulerLives(RuleBasedStateMachine):
         if (runnable or self.focusing) and not plan.begin:
             due = not answering or self.now >= self.quantum_due_at
             assert due == bool(jobs)
+        assert len(jobs) <= self.config.max_batched_adaptations
+        assert len({job.focus for job in jobs}) <= 1
+        assert len(jobs) <= 1 or {job.kind for job in jobs} == {jobs[0].kind} != {None}
         for job in jobs:
             assert job in runnable or job in self.focusing.values()
-            self._wait_of_others(job, runnable)
+        self._wait_of_others(jobs, runnable)
+        for job in jobs:  # on to another stage, or on in the same one
+            job.stage = (job.stage + num_tokens) % 4
+            job.kind = job.stage or None
         if jobs:
             duration_s = STEP_S * len(jobs)
-            for job in jobs:
-                self.scheduler.charge(job, num_tokens, STEP_S, self.now)
+            self.scheduler.charge(jobs, num_tokens, duration_s, self.now, stage=jobs[0].stage)
             share = self.config.adaptation_share
             self.quantum_due_at = self.now + duration_s * (1 - share) / share
         for job in jobs:
@@ -259,21 +268,27 @@ class SchedulerLives(RuleBasedStateMachine):
                     self.scheduler.remove(job.id)
                     self._forget(job.id)
 
-    def _wait_of_others(self, job: Job, runnable: list[Job]) -> None:
+    def _wait_of_others(self, jobs: list[Job], runnable: list[Job]) -> None:
         """No starvation: how often another document may go first depends on the priorities of
-        the two and on how much quanta differ, and never on how much work there is."""
-        if job.focus:
+        the two, on how much quanta differ, and on how far a document may run ahead to fall into
+        step with others; never on how much work there is."""
+        if not jobs:
+            return
+        if jobs[0].focus:
             self.focus_in_a_row += 1
             assert not runnable or self.focus_in_a_row < ADAPTATION_EVERY
             return
         self.focus_in_a_row = 0
         fewest, most = QUANTUM_TOKENS
-        self.passed_over[job.id] = Counter()
+        for job in jobs:
+            self.passed_over[job.id] = Counter()
         for other in runnable:
-            if other is not job:
+            if other not in jobs:
                 passed = self.passed_over.setdefault(other.id, Counter())
-                passed[job.id] += 1
-                assert passed[job.id] <= 2 + job.weight / other.weight * most / fewest
+                for job in jobs:
+                    passed[job.id] += 1
+                    ahead = job.weight * (most / other.weight + 2 * LEAD_TOKENS)
+                    assert passed[job.id] <= 2 + ahead / fewest
 
     # ---- what always holds -------------------------------------------------------------------
 
