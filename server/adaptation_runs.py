@@ -130,7 +130,7 @@ class AdaptationRuns:
         """What a study waits for; None before its beginning."""
         return self._tasks[job.id].course.call
 
-    def go_on(self, job: Job, result: Any, began: float) -> None:
+    def advance(self, job: Job, result: Any, began: float) -> None:
         """Hand a study the result of its call, or begin it. The end of the study stores the adapter
         and ends the adaptation."""
         task, around = self._tasks[job.id], self._around

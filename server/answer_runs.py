@@ -185,7 +185,7 @@ class AnswerRuns:
         course = self._tasks[job.id].course
         return None if course is None else course.call
 
-    def go_on(self, job: Job, result: Any, began: float) -> None:
+    def advance(self, job: Job, result: Any, began: float) -> None:
         """Hand a focus run the result of its call, or begin it; after it the sequences start."""
         if isinstance(result, Exception):
             raise result

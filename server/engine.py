@@ -265,7 +265,7 @@ class Engine:
         try:
             for job, result in pairs:
                 with self._in_unit(phase, [job.id]):
-                    runs.go_on(job, result, began)
+                    runs.advance(job, result, began)
         finally:
             self._measure_quantum(work.phase, jobs, began)
 
