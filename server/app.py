@@ -39,6 +39,7 @@ from imprint.server.routes import (
     models,
     page,
     studies,
+    tokenization,
 )
 from imprint.server.security import CrossOrigin, OwnPagesOnly, SecurityHeaders
 from imprint.server.services import Services
@@ -110,6 +111,7 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
         answers,
         completions,
         chat,
+        tokenization,
         models,
         health,
     ):

@@ -6,7 +6,7 @@ The two differ in how a body becomes prompts; from there on they are the same wo
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from imprint.server.generation import Delta, Finished, FocusStep, Generation, ai
 from imprint.server.intake import Intake
 from imprint.server.messages import Generate
 from imprint.server.metrics import Metrics
+from imprint.server.openai_schemas import ChatMessage as AskedMessage
 from imprint.server.openai_schemas import CreateChatCompletion, CreateCompletion
 from imprint.server.pool_interface import Pool
 from imprint.server.retention import Retention
@@ -95,7 +96,7 @@ class Completions:
             work = Generate(
                 request_id=request_id,
                 prompts=await self._intake.prompts(
-                    [await self._prompt(body)],
+                    [await chat_prompt(self._tokenizer, body.messages)],
                     owner,
                     param="messages",
                     seed=_seed(body.seed),
@@ -116,21 +117,6 @@ class Completions:
             ) as events:
                 async for event in events:
                     yield event
-
-    async def _prompt(self, body: CreateChatCompletion) -> str:
-        messages: list[ChatMessage] = [
-            {
-                "role": "system" if message.role == "developer" else message.role,
-                "content": message.text,
-            }
-            for message in body.messages
-        ]
-        try:
-            return await asyncio.to_thread(self._tokenizer.format_chat, messages)
-        except CheckpointError as error:
-            raise InvalidRequestError(
-                f"the model's template refuses these messages: {clip(str(error))}", param="messages"
-            ) from None
 
     async def _generate(
         self, work: Generate, adapter: str | None, owner: str, deadline: float, *, strip: bool
@@ -154,6 +140,23 @@ class Completions:
                         yield event
         except WorkFailedError as error:
             raise await self._retention.lost(adapter, error) from None
+
+
+async def chat_prompt(tokenizer: Tokenizer, asked: Sequence[AskedMessage]) -> str:
+    """The prompt of a conversation; raises InvalidRequestError where the template refuses it."""
+    messages: list[ChatMessage] = [
+        {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": message.text,
+        }
+        for message in asked
+    ]
+    try:
+        return await asyncio.to_thread(tokenizer.format_chat, messages)
+    except CheckpointError as error:
+        raise InvalidRequestError(
+            f"the model's template refuses these messages: {clip(str(error))}", param="messages"
+        ) from None
 
 
 def _seed(asked: int | None) -> int:

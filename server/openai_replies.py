@@ -48,11 +48,11 @@ def chat_delta(
 def completion_logprobs(tokenizer: Tokenizer, tokens: list[TokenInfo]) -> dict[str, Any]:
     """`logprobs` of a completion; the sampled token is always among the top ones."""
     return {
-        "tokens": [_text(tokenizer, token.id) for token in tokens],
+        "tokens": [token_text(tokenizer, token.id) for token in tokens],
         "token_logprobs": [_clipped(token.logprob) for token in tokens],
         "top_logprobs": [
             {
-                _text(tokenizer, id): _clipped(logprob)
+                token_text(tokenizer, id): _clipped(logprob)
                 # the likelier of two tokens with the same text is said last, and stays
                 for id, logprob in [(token.id, token.logprob), *reversed(token.top)]
             }
@@ -76,13 +76,13 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: list[TokenInfo]) -> dict[str, An
 
 def _chat_token(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
     return {
-        "token": _text(tokenizer, id),
+        "token": token_text(tokenizer, id),
         "logprob": _clipped(logprob),
         "bytes": list(tokenizer.token_bytes(id)),
     }
 
 
-def _text(tokenizer: Tokenizer, id: int) -> str:
+def token_text(tokenizer: Tokenizer, id: int) -> str:
     """A token as text; what is no whole character is shown as its bytes, as the OpenAI API does."""
     data = tokenizer.token_bytes(id)
     try:

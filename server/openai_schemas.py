@@ -210,6 +210,40 @@ class CreateChatCompletion(Sampling):
         return ["\n"] if self.stop is None else _list(self.stop)
 
 
+class Tokenize(Body):
+    """`POST /v1/tokenize`."""
+
+    model: Name | None = None
+    """As in completions; by default the base model."""
+    prompt: str | None = None
+    """A text."""
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=1024)
+    """A conversation instead, as in chat completions."""
+    return_token_strs: bool = False
+    """Give the tokens as text, too."""
+    add_special_tokens: Literal[False] = False
+    """None are added, to completions neither."""
+    add_generation_prompt: Literal[True] = True
+    """Part of every prompt that is made of a conversation."""
+
+    @model_validator(mode="after")
+    def _one_text(self) -> "Tokenize":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give one of prompt and messages")
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError("the last message must be the user's")
+        return self
+
+
+class Detokenize(Body):
+    """`POST /v1/detokenize`."""
+
+    model: Name | None = None
+    """As in completions; by default the base model."""
+    tokens: list[Token]
+    """Ids of the model's vocabulary."""
+
+
 def _list(stop: str | list[str] | None) -> list[str]:
     if stop is None:
         return []

@@ -335,6 +335,23 @@ class Models(Reply):
     data: list[Model]
 
 
+class Tokenized(Reply):
+    """A prompt's tokens, in the shape of vLLM."""
+
+    count: int
+    max_model_len: int
+    """The longest prompt or document that the server takes, in tokens."""
+    tokens: list[int]
+    token_strs: list[str] | None
+    """The tokens as text, where they were asked for, as in `logprobs`."""
+
+
+class Detokenized(Reply):
+    """The text of tokens, in the shape of vLLM."""
+
+    prompt: str
+
+
 class Alive(Reply):
     """The state that was asked for holds."""
 

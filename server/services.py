@@ -24,6 +24,7 @@ from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
 from imprint.server.retention import Retention
 from imprint.server.study_view import StudyView
+from imprint.server.tokenization import Tokenization
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Services:
     intake: Intake
     answers: Answers
     completions: Completions
+    tokenization: Tokenization
     tokenizer: Tokenizer
     events: EventFeed
     studies: StudyView
@@ -89,6 +91,7 @@ class Services:
             intake=intake,
             answers=Answers(settings, jobs, retention, intake, pool, tokenizer, metrics),
             completions=Completions(settings, retention, intake, pool, tokenizer, metrics),
+            tokenization=Tokenization(settings, intake, tokenizer),
             tokenizer=tokenizer,
             events=EventFeed(journal, jobs, max_streams=settings.max_event_streams),
             studies=StudyView(journal, tokenizer),

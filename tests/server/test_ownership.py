@@ -43,6 +43,8 @@ NAMED = {
         "model": "tiny:{adaptation}",
         "messages": [{"role": "user", "content": "what?"}],
     },
+    ("/v1/tokenize", "model"): {"model": "tiny:{adaptation}", "prompt": "x"},
+    ("/v1/detokenize", "model"): {"model": "tiny:{adaptation}", "tokens": [1]},
     ("/v1/completions", "model"): {"model": "tiny:{adaptation}", "prompt": "x"},
     ("/v1/adaptations", "model"): None,  # names a base model only
     ("/v1/answers", "model"): None,
