@@ -13,7 +13,7 @@ from typing import Any, Final
 
 SELECTIONS: Final = ("entropy", "uniform", "argmax", "argmin")
 BRANCHES: Final = ("continue", "recall", "mixed")
-REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact")
+REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact", "ngram", "edit")
 ADVANTAGES: Final = ("grpo", "rloo", "dr_grpo")
 SCOPES: Final = ("lora", "query_lora")
 
@@ -96,7 +96,7 @@ class RefineConfig:
     cue_tokens: int = 8
     """Document tokens before the position that a recalling branch is given (m)."""
     reward: str = "expected_exact"
-    """exact, cosine, hybrid or expected_exact."""
+    """exact, cosine, hybrid, expected_exact, ngram or edit."""
     advantage: str = "rloo"
     """grpo, rloo or dr_grpo."""
     lambda_rl: float = 0.4

@@ -54,7 +54,7 @@ def test_smoothing_width_is_odd(length: int, width: int) -> None:
         ({"preset": "fast", "name": 1}, "name"),
         ({"scope": "full"}, "scope"),
         ({"scope": ["lora"]}, "scope"),
-        ({"reward": "edit"}, "reward"),
+        ({"reward": "applause"}, "reward"),
         ({"steps": 0}, "steps"),
         ({"steps": 1.5}, "steps"),
         ({"steps": True}, "steps"),

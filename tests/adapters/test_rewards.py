@@ -47,6 +47,35 @@ def test_rewards() -> None:
     torch.testing.assert_close(expected[0], torch.tensor([0.3, 0.2, 0.5], dtype=torch.float64))
 
 
+def tokens_only(tokens_GK: list[list[int]]) -> Rollouts:
+    tokens_NGK = torch.tensor([tokens_GK])
+    unused = torch.zeros(tokens_NGK.shape)
+    return Rollouts(tokens_NGK, unused, unused, None, None)
+
+
+def test_edit_counts_a_shifted_token_once() -> None:
+    truth_NK = torch.tensor([[1, 2, 3, 4]])
+    asked = [[1, 2, 3, 4], [9, 1, 2, 3], [1, 3, 4, 9], [2, 1, 4, 3], [9, 9, 9, 9]]
+    rewards = compute_rewards("edit", tokens_only(asked), truth_NK)
+    assert rewards.tolist() == [[1.0, 0.5, 0.5, 0.25, 0.0]]
+
+
+def test_ngram_is_smoothed_bleu() -> None:
+    truth_NK = torch.tensor([[1, 2, 3, 2, 5]])
+    asked = [[1, 2, 3, 2, 5], [2, 3, 1, 2, 2], [2, 2, 2, 2, 2], [9, 9, 9, 9, 9]]
+    rewards = compute_rewards("ngram", tokens_only(asked), truth_NK)[0]
+    # unigrams 4 of 5 (2 counts twice), bigrams 2 of 4 (23, 12), no trigram of 3, no 4-gram of 2
+    second = (4 / 5 * 3 / 5 * 1 / 4 * 1 / 3) ** (1 / 4)
+    third = (2 / 5 * 1 / 5 * 1 / 4 * 1 / 3) ** (1 / 4)
+    expected = torch.tensor([1.0, second, third, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(rewards, expected)
+
+
+def test_ngram_of_short_rollouts_has_fewer_orders() -> None:
+    rewards = compute_rewards("ngram", tokens_only([[1, 2], [2, 1]]), torch.tensor([[1, 2]]))
+    torch.testing.assert_close(rewards, torch.tensor([[1.0, 0.5**0.5]], dtype=torch.float64))
+
+
 def test_cosine_needs_hidden_states() -> None:
     rollouts, truth_NK = some_rollouts(hidden=False)
     with pytest.raises(ValueError, match="hidden"):
