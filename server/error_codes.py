@@ -80,6 +80,15 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "version_conflict": ErrorCode(
         "409", "The document has another version by now.", "Look at it, then append again."
     ),
+    "invalid_idempotency_key": ErrorCode(
+        "400", "The header Idempotency-Key cannot be used.", "Send 1 to 255 ASCII characters."
+    ),
+    "idempotency_key_in_use": ErrorCode(
+        "409", "The first request with this key is not answered yet.", "Wait for Retry-After."
+    ),
+    "idempotency_key_reused": ErrorCode(
+        "409", "The key belongs to another request.", "Take a new key for each request."
+    ),
     "conflict": ErrorCode("409", "The resource's state does not allow this.", "See the message."),
     "adaptation_not_ready": ErrorCode(
         "409", "It is queued or running.", "Wait for Retry-After, or follow its events."

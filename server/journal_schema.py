@@ -107,4 +107,19 @@ ALTER TABLE adaptations ADD COLUMN used_at REAL;
 ALTER TABLE adaptations ADD COLUMN idle_expires_after_s REAL;
 """
 
-MIGRATIONS: Final = (_FORMAT_1, _FORMAT_2, _FORMAT_3, _FORMAT_4)
+# Replies kept for requests that are sent again with their Idempotency-Key.
+_FORMAT_5: Final = """
+CREATE TABLE replies (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner TEXT NOT NULL,
+    key TEXT NOT NULL,
+    request_sha256 TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    location TEXT,
+    body BLOB NOT NULL,
+    created_at REAL NOT NULL,
+    UNIQUE (owner, key)
+) STRICT;
+"""
+
+MIGRATIONS: Final = (_FORMAT_1, _FORMAT_2, _FORMAT_3, _FORMAT_4, _FORMAT_5)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from imprint.server import document_journal
+from imprint.server import document_journal, replay_journal
 from imprint.server.background import Background
 from imprint.server.documents import Documents
 from imprint.server.errors import OverloadedError, WorkFailedError
@@ -105,6 +105,7 @@ class Retention:
     async def _delete(self, id: str) -> None:
         await self._jobs.stop(id)
         await self._pool.evict(id)
+        await self._journal.persist(replay_journal.forget_replies_about, id)
         await self._journal.persist(Journal.delete, id)
 
     async def _delete_document(self, id: str) -> None:
@@ -114,6 +115,7 @@ class Retention:
         for adaptation_id in await self._journal(document_journal.adaptations_of, row):
             await self._journal.persist(Journal.mark_deleting, adaptation_id)
             await (self._deletions.get(adaptation_id) or self._begin_deletion(adaptation_id))
+        await self._journal.persist(replay_journal.forget_replies_about, id)
         await self._journal.persist(document_journal.delete_document, row)
 
     async def expire(self, id: str, reason: str) -> None:
@@ -141,6 +143,7 @@ class Retention:
             await self._journal(document_journal.mark_document_deleting, id)
             self._begin(id, self._delete_document(id))
         await self._journal(Journal.forget, time.time() - self._history_s)
+        await self._journal(replay_journal.forget_replies, time.time())
 
     async def _sweep_forever(self) -> None:
         while True:

@@ -22,6 +22,7 @@ from imprint.server.limits import Limits
 from imprint.server.messages import Observation
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
+from imprint.server.replays import Replays
 from imprint.server.retention import Retention
 from imprint.server.study_view import StudyView
 from imprint.server.tokenization import Tokenization
@@ -42,6 +43,7 @@ class Services:
     adapter_files: AdapterFiles
     jobs: Jobs
     retention: Retention
+    replays: Replays
     intake: Intake
     answers: Answers
     completions: Completions
@@ -88,6 +90,7 @@ class Services:
             adapter_files=AdapterFiles(settings.pool_config().worker.store),
             jobs=jobs,
             retention=retention,
+            replays=Replays(journal),
             intake=intake,
             answers=Answers(settings, jobs, retention, intake, pool, tokenizer, metrics),
             completions=Completions(settings, retention, intake, pool, tokenizer, metrics),

@@ -11,6 +11,7 @@ from imprint.server.auth import Owner
 from imprint.server.errors import InvalidRequestError
 from imprint.server.journal import Journal
 from imprint.server.records import AdaptationRow, EventRow
+from imprint.server.replays import IDEMPOTENT, IdempotentRoute
 from imprint.server.replies import adaptation_object, event_object, list_object
 from imprint.server.reply_schemas import Adaptation, AdaptationEvent, Deleted, Page
 from imprint.server.routes.bodies import JSON_BODY
@@ -19,7 +20,7 @@ from imprint.server.schemas import CreateAdaptation
 from imprint.server.services import FromApp, Services
 from imprint.server.streams import encode_event, open_stream
 
-router = APIRouter(prefix="/v1/adaptations")
+router = APIRouter(prefix="/v1/adaptations", route_class=IdempotentRoute)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Sequence = Annotated[int, Query(ge=0, le=2**62)]
@@ -28,8 +29,8 @@ Accept = Annotated[str, Header(include_in_schema=False)]
 
 @router.post(
     "",
-    dependencies=JSON_BODY,
-    **described(Adaptation, 404, status=202, also=200),
+    dependencies=[*JSON_BODY, IDEMPOTENT],
+    **described(Adaptation, 404, 409, status=202, also=200),
 )
 async def create(body: CreateAdaptation, owner: Owner, services: FromApp) -> JSONResponse:
     """Accept a document for adaptation: 202 and the new job, or 200 and the one that exists."""

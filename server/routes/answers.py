@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from imprint.server.auth import Owner
+from imprint.server.replays import IDEMPOTENT, IdempotentRoute
 from imprint.server.reply_schemas import Answers
 from imprint.server.routes.bodies import JSON_BODY
 from imprint.server.routes.described import described
@@ -15,12 +16,12 @@ from imprint.server.schemas import CreateAnswers
 from imprint.server.services import FromApp, Services
 from imprint.server.streams import encode_event, open_stream, until_disconnect
 
-router = APIRouter()
+router = APIRouter(route_class=IdempotentRoute)
 
 
 @router.post(
     "/v1/answers",
-    dependencies=JSON_BODY,
+    dependencies=[*JSON_BODY, IDEMPOTENT],
     **described(Answers, 404, 409, 410, 504, stream="Progress, text and, last, the whole reply."),
 )
 async def create(

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from imprint.server.auth import Owner
 from imprint.server.document_records import SourceText
+from imprint.server.replays import IDEMPOTENT, IdempotentRoute
 from imprint.server.replies import adaptation_object, document_object, list_object
 from imprint.server.reply_schemas import (
     AppendedDocument,
@@ -22,12 +23,17 @@ from imprint.server.schemas import AppendText, CreateAdaptation
 from imprint.server.services import FromApp
 from imprint.server.streams import until_disconnect
 
-router = APIRouter(prefix="/v1/documents")
+router = APIRouter(prefix="/v1/documents", route_class=IdempotentRoute)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.post("", openapi_extra=DOCUMENT_BODY, **described(Document, status=201))
+@router.post(
+    "",
+    openapi_extra=DOCUMENT_BODY,
+    dependencies=[IDEMPOTENT],
+    **described(Document, 409, status=201),
+)
 async def create(request: Request, owner: Owner, services: FromApp) -> JSONResponse:
     """Store a text, or the text of a file, to be studied and asked by its id."""
     services.jobs.refuse_when_draining()
@@ -74,7 +80,9 @@ async def content(id: str, owner: Owner, services: FromApp) -> dict[str, Any]:
 
 
 @router.post(
-    "/{id}/append", dependencies=JSON_BODY, **described(AppendedDocument, 404, 409, status=202)
+    "/{id}/append",
+    dependencies=[*JSON_BODY, IDEMPOTENT],
+    **described(AppendedDocument, 404, 409, status=202),
 )
 async def append(id: str, body: AppendText, owner: Owner, services: FromApp) -> dict[str, Any]:
     """Make the document's next version, and read what is new from where the last one ended.
