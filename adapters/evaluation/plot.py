@@ -104,6 +104,9 @@ def _panel(axes: Axes, cell: dict[str, Any], *, names: bool) -> None:
 
 
 def _color(against: dict[str, Any]) -> str:
+    num_documents = sum(against[f"num_{what}"] for what in ("better", "same", "worse"))
+    if num_documents < 2:  # a single document has no interval
+        return _UNSURE
     if against["interval_low"] > 0:
         return _BETTER
     return _WORSE if against["interval_high"] < 0 else _UNSURE

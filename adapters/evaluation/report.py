@@ -82,8 +82,8 @@ def render(summaries: Sequence[dict[str, Any]]) -> Table:
         caption_justify="left",
     )
     table.add_column("task, score", no_wrap=True)
-    table.add_column("tokens", justify="right")
-    table.add_column("n", justify="right")
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
     table.add_column("arm", no_wrap=True)
     for column in ("score %", "difference", "better/same/worse", "delta used %"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from imprint.models.tokenizer import Tokenizer
 
 _INTERRUPTED = 130
-_TABLE_WIDTH = 160
+_TABLE_WIDTH = 176
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
