@@ -115,3 +115,27 @@ def live(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Live]:
             return server
 
         yield start
+
+
+class KeyedServer(LiveServer):
+    """A server that asks for a key."""
+
+    key = "sk-tester-0123456789"
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        keys = folder / "keys"
+        keys.write_text(f"tester:{self.key}\n", encoding="utf-8")
+        flags = ("--api-keys-file", str(keys), "--drain-timeout-s", "0")
+        super().__init__(model, folder / "data", *flags)
+
+
+@pytest.fixture(scope="module")
+def keyed_live(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KeyedServer]:
+    """One server with a key for a whole file of tests that leave it as it is."""
+    with ExitStack() as stack:
+        server = KeyedServer(tiny_checkpoint, tmp_path_factory.mktemp("keyed"))
+        stack.callback(server.stop)
+        server.wait_for_workers()
+        yield server
