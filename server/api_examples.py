@@ -224,7 +224,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Detokenize": {"tokens": [510, 1871]},
     "Detokenized": {"prompt": "The code"},
     "Model": _MODEL,
-    "Models": {"object": "list", "data": [_MODEL]},
+    "Page_Model_": _page(_MODEL),
     "Alive": {"status": "ready"},
     "Health": {
         "status": "ready",

@@ -168,7 +168,7 @@ class AsyncImprintClient:
     # ---- text
 
     async def models(self) -> list[dict[str, Any]]:
-        """The base model, then the adapted ones, as the server describes them."""
+        """The base model, then the newest adapted ones, at most 1000 in all."""
         return await self._do(calls.models())
 
     async def answer(self, request: AnswerRequest) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class ImprintClient:
     # ---- text
 
     def models(self) -> list[dict[str, Any]]:
-        """The base model, then the adapted ones, as the server describes them."""
+        """The base model, then the newest adapted ones, at most 1000 in all."""
         return self._do(calls.models())
 
     def answer(self, request: AnswerRequest) -> dict[str, Any]:

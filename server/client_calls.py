@@ -190,7 +190,7 @@ def documents(limit: int, after: str | None) -> Call[Page[Document]]:
 
 
 def models() -> Call[list[dict[str, Any]]]:
-    """All models."""
+    """The first page of models, at most 1000."""
     return Call(method="GET", path="/v1/models", parse=_data)
 
 

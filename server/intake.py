@@ -71,7 +71,7 @@ class Intake:
         self, body: CreateAdaptation, owner: str
     ) -> tuple[NewAdaptation, list[int]]:
         """The job that a client asks for by name, and its document's tokens."""
-        self._check_model(body.model)
+        self.check_model(body.model)
         method = parse_method(body.method, preset=self._settings.default_preset)
         limit_s = self._settings.adaptation_timeout_s
         idle_s = self._settings.adapter_idle_s
@@ -146,7 +146,7 @@ class Intake:
     async def model_adapter(self, model: str, owner: str) -> str | None:
         """The adaptation id in `<base>:<id>`, ready to be asked; None for the base model."""
         base, _, id = model.partition(":")
-        self._check_model(base)
+        self.check_model(base)
         if not id:
             return None
         if id.startswith("doc_"):
@@ -166,13 +166,14 @@ class Intake:
             )
         return id
 
-    def _check_model(self, model: str | None) -> None:
+    def check_model(self, model: str | None, *, param: str = "model") -> None:
+        """Raises NotFoundError for another base model than the served one."""
         served = self._settings.served_model_name
         if model is not None and model != served:
             raise NotFoundError(
                 f"no model {clip(model)!r}; this server has {served!r}",
                 code="model_not_found",
-                param="model",
+                param=param,
             )
 
     async def prompts(

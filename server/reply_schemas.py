@@ -328,13 +328,6 @@ class Model(Reply):
     """Of an adapted model: whether its weights differ from the base model's."""
 
 
-class Models(Reply):
-    """The base model, then the newest adapted ones."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
 class Tokenized(Reply):
     """A prompt's tokens, in the shape of vLLM."""
 

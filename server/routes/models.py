@@ -1,27 +1,46 @@
 """`/v1/models`: the base model, and one model per adaptation that can be asked."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from imprint.server.auth import Owner
 from imprint.server.journal import Journal
 from imprint.server.records import READY, AdaptationRow
-from imprint.server.reply_schemas import Model, Models
+from imprint.server.replies import list_object
+from imprint.server.reply_schemas import Model, Page
 from imprint.server.routes.described import described
 from imprint.server.services import FromApp, Services
 
 router = APIRouter(prefix="/v1/models")
 
 MAX_MODELS = 1000
+"""On a page, and by default: programs written for OpenAI's API ask for no second one."""
+
+Limit = Annotated[int, Query(ge=1, le=MAX_MODELS)]
 
 
-@router.get("", **described(Models))
-async def page(owner: Owner, services: FromApp) -> dict[str, Any]:
-    """The base model, then the newest ready adaptations, at most 1000."""
-    rows = await services.journal(Journal.page, owner, after=None, limit=MAX_MODELS, statuses=READY)
-    data = [_base_card(services), *(_adapted_card(services, row) for row in rows)]
-    return {"object": "list", "data": data}
+@router.get("", **described(Page[Model], 404))
+async def page(
+    owner: Owner, services: FromApp, limit: Limit = MAX_MODELS, after: str | None = None
+) -> dict[str, Any]:
+    """The base model, then ready adaptations, newest first; `after` is the last id of the page
+    before."""
+    behind = None if after is None else await _cursor(services, after, owner)
+    data = [_base_card(services)] if after is None else []
+    rows = await services.journal(
+        Journal.page, owner, after=behind, limit=limit + 1 - len(data), statuses=READY
+    )
+    data += [_adapted_card(services, row) for row in rows]
+    return list_object(data[:limit], has_more=len(data) > limit)
+
+
+async def _cursor(services: Services, after: str, owner: str) -> str | None:
+    """The adaptation that a model's id names, also one that is not ready any more; None for the
+    base model. Raises NotFoundError."""
+    base, _, id = after.partition(":")
+    services.intake.check_model(base, param="after")
+    return (await services.jobs.get(id, owner)).id if id else None
 
 
 @router.get("/{name:path}", **described(Model, 404, 409, 410))

@@ -181,6 +181,31 @@ async def test_models(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/tiny")).json() == listed[0]
 
 
+async def test_models_come_in_pages(client: httpx.AsyncClient) -> None:
+    for number in range(3):
+        body = {"document": f"text {number}", "questions": ["q"]}
+        assert (await client.post("/v1/answers", json=body)).status_code == 200
+    names = [card["id"] for card in (await client.get("/v1/models")).json()["data"]]
+    assert len(names) == 4
+    for limit in (1, 2, 3, 4):
+        seen: list[str] = []
+        params: dict[str, Any] = {"limit": limit}
+        while True:
+            page = (await client.get("/v1/models", params=params)).json()
+            got = [card["id"] for card in page["data"]]
+            assert 1 <= len(got) <= limit
+            assert (page["first_id"], page["last_id"]) == (got[0], got[-1])
+            seen += got
+            params["after"] = page["last_id"]
+            if not page["has_more"]:
+                break
+        assert seen == names
+    for after, code in (("other", "model_not_found"), ("tiny:adp_x", "adaptation_not_found")):
+        refused = await client.get("/v1/models", params={"after": after})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, code)
+    assert (await client.get("/v1/models", params={"limit": 1001})).status_code == 400
+
+
 async def test_everything_new_is_refused_while_draining(client: Any) -> None:
     client.app.state.services.jobs.drain()
     for path, body in (

@@ -192,9 +192,14 @@ async def test_lists_hold_ones_own(client: Any, ids: dict[str, str]) -> None:
 
 
 async def test_a_list_has_no_foreign_cursor(client: Any, ids: dict[str, str]) -> None:
-    for path, key in (("/v1/adaptations", "adaptation"), ("/v1/documents", "document")):
+    for path, cursor in (
+        ("/v1/adaptations", "{adaptation}"),
+        ("/v1/documents", "{document}"),
+        ("/v1/models", "tiny:{adaptation}"),
+    ):
         for known in (ids, unknown(ids)):
-            page = await client.get(f"{path}?after={known[key]}", headers=headers("bob"))
+            after = fill(cursor, known)
+            page = await client.get(path, params={"after": after}, headers=headers("bob"))
             assert page.status_code == 404
 
 
