@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     """Adaptations, or focus runs, whose quanta of one kind are computed as one batch."""
     max_quantum_ms: float | None = Field(default=None, gt=0)
     """Batches of quanta are kept as small as this time asks, at the speed of late; the quantum of a
-    single document is bounded by `segment_tokens`. None: 100 on a GPU, 1000 on a CPU."""
+    single document is bounded by `segment_tokens`. None: 100 on a GPU, 250 on a CPU."""
     adaptation_bytes: int = Field(default=4 * 2**30, ge=1)
     """Memory that a worker's running adaptations may use together, by estimate."""
     adapter_host_bytes: int = Field(default=2**30, ge=0)
