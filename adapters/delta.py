@@ -14,6 +14,19 @@ def init_delta(
     model: FastWeightModel, config: RefineConfig, *, seed: int, num: int = 1
 ) -> LoraDelta:
     """Fresh deltas on projections whose names end in one of `config.lora_targets` (or on all)."""
+    delta = LoraDelta.init(
+        delta_targets(model, config),
+        config.lora_rank,
+        seed=seed,
+        num=num,
+        device=model.device,
+        dtype=delta_dtype(model),
+    )
+    return delta.requires_grad_()
+
+
+def delta_targets(model: FastWeightModel, config: RefineConfig) -> dict[str, tuple[int, int]]:
+    """The projections that a delta changes, with their input and output widths."""
     targets = {
         name: shape
         for name, shape in model.lora_targets().items()
@@ -23,18 +36,11 @@ def init_delta(
         raise AdaptationError(
             "invalid_method", f"no projection's name ends in one of {list(config.lora_targets)}"
         )
-    delta = LoraDelta.init(
-        targets,
-        config.lora_rank,
-        seed=seed,
-        num=num,
-        device=model.device,
-        dtype=_delta_dtype(model),
-    )
-    return delta.requires_grad_()
+    return targets
 
 
-def _delta_dtype(model: FastWeightModel) -> torch.dtype:
+def delta_dtype(model: FastWeightModel) -> torch.dtype:
+    """The type of a delta's numbers."""
     # never below float32: a small step rounded to bfloat16 loses its direction
     return torch.promote_types(model.dtype, torch.float32)
 

@@ -82,7 +82,7 @@ class FileFolder:
         finally:
             partial.unlink(missing_ok=True)
         if durable:
-            self._sync()
+            self.sync()
 
     def delete(self, id: str) -> bool:
         """Remove; returns whether it was there. The removal is durable when this returns.
@@ -99,7 +99,7 @@ class FileFolder:
         except FileNotFoundError:
             self.refuse_a_lost_folder()
             return False
-        self._sync()
+        self.sync()
         return True
 
     def ids(self) -> list[str]:
@@ -110,7 +110,8 @@ class FileFolder:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.root.glob(f"*{SUFFIX}"))
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Make names that were written or removed durable."""
         folder = os.open(self.root, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -119,12 +120,14 @@ class FileFolder:
 
 
 class ProgressFolder:
-    """What running studies have written: two files an id, see `progress.py`."""
+    """What is kept of adaptations until they end: a study's checkpoint, two files an id, see
+    `progress.py`; or the file that one was imported from."""
 
     def __init__(self, store: Path | str) -> None:
         root = Path(store) / "progress"
         self.begun = FileFolder(root / "begun")
         self.steps = FileFolder(root / "steps")
+        self.imports = FileFolder(root / "imports")
 
     @property
     def free_bytes(self) -> int:
@@ -135,11 +138,16 @@ class ProgressFolder:
             return 0
         return found.f_bavail * found.f_frsize
 
-    def delete(self, id: str) -> None:
-        """Remove both files; the later one first, for without the other it is worth nothing."""
+    def restart(self, id: str) -> None:
+        """Remove the checkpoint; the later file first: without the other it is worth nothing."""
         self.steps.delete(id)
         self.begun.delete(id)
 
+    def delete(self, id: str) -> None:
+        """Remove all that is kept of it."""
+        self.restart(id)
+        self.imports.delete(id)
+
     def ids(self) -> list[str]:
         """Ids of which there is any file, sorted."""
-        return sorted({*self.begun.ids(), *self.steps.ids()})
+        return sorted({*self.begun.ids(), *self.steps.ids(), *self.imports.ids()})

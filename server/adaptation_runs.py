@@ -35,6 +35,7 @@ from imprint.server.messages import (
     StepBranches,
 )
 from imprint.server.plain import plain
+from imprint.server.records import IMPORT
 from imprint.server.scheduler import TooLargeError
 from imprint.server.sequence import Job
 from imprint.server.tasks import AdaptationTask, Surroundings, is_out_of_memory
@@ -96,6 +97,9 @@ class AdaptationRuns:
 
     def _course(self, message: Adapt, segment_tokens: int) -> Course[Adapter]:
         around = self._around
+        if _is_import(message):
+            path = self._progress.imports.path(message.adaptation_id)
+            return Course(studies.begin_import(around.model, path))
         config = studies.study_config(message, segment_tokens)
         progress = Progress(
             self._progress, message.adaptation_id, around.model_hash, self._count_checkpoint
@@ -227,7 +231,7 @@ class AdaptationRuns:
             raise error
         log.warning("adaptation %s ran out of memory; halving its segment", task.job.id)
         task.course.close()
-        self._progress.delete(task.job.id)
+        self._progress.restart(task.job.id)
         task.shrunk, task.segment_tokens = True, task.segment_tokens // 2
         task.course = self._course(task.message, task.segment_tokens)
         self._around.wait_for(task.job, None)
@@ -236,18 +240,20 @@ class AdaptationRuns:
         around, id = self._around, task.job.id
         adapter.manifest["model_hash"] = around.model_hash
         around.cache.put(id, adapter)
-        self._tell_entropy(task, adapter.entropy_T)
-        mean = float(adapter.entropy_T.mean())
-        around.observe(Observation(name="adaptation_entropy_nats", value=mean))
         refused = task.config is not None and not adapter.adapted
+        usage = adapter.manifest.get("usage", {})
+        if _is_import(task.message):
+            refused, usage = adapter.manifest["outcome"] == "rejected", {}
+            found = {"accepted": adapter.adapted}
+        else:
+            self._tell_entropy(task, adapter.entropy_T)
+            mean = float(adapter.entropy_T.mean())
+            around.observe(Observation(name="adaptation_entropy_nats", value=mean))
+            found = adapter.manifest.get("result", {})
         if task.config is not None:
             around.count_verdict("adaptation", adapter.adapted)
         seconds = around.clock() - (task.started_at or task.job.arrived)
-        result = {
-            **adapter.manifest.get("result", {}),
-            "seconds": seconds,
-            "num_tokens": len(task.message.tokens),
-        }
+        result = {**found, "seconds": seconds, "num_tokens": adapter.tokens_T.numel()}
         self._drop(id)
         steps = task.config.steps if task.config is not None else 0
         self._emit_progress(task, "finished", task.step, steps)
@@ -256,7 +262,7 @@ class AdaptationRuns:
                 adaptation_id=id,
                 status="rejected" if refused else "succeeded",
                 result=plain(result),
-                usage=plain(adapter.manifest.get("usage", {})),
+                usage=plain(usage),
                 nbytes=adapter.nbytes,
             )
         )
@@ -285,3 +291,7 @@ class AdaptationRuns:
         task = self._tasks.pop(adaptation_id)
         task.course.close()
         task.trace.close()
+
+
+def _is_import(message: Adapt) -> bool:
+    return message.method.get("type") == IMPORT

@@ -54,6 +54,21 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "415", "The body is of another type.", "Send the Content-Type that the route names."
     ),
     "method_not_allowed": ErrorCode("405", "The route has no such method.", "See /openapi.json."),
+    "adapter_torn": ErrorCode(
+        "400", "The file is no whole safetensors file.", "Download and send it again."
+    ),
+    "adapter_format_mismatch": ErrorCode(
+        "400", "The file is no adapter, or of another format.", "Export it with this version."
+    ),
+    "adapter_checksum_mismatch": ErrorCode(
+        "400", "The file was changed since it was written.", "Download and send it again."
+    ),
+    "adapter_model_mismatch": ErrorCode(
+        "400", "The adapter is of a model with other weights.", "Serve that model, or adapt anew."
+    ),
+    "adapter_manifest_invalid": ErrorCode(
+        "400", "The adapter's manifest does not describe its file.", "Send it as it was exported."
+    ),
     # who asks
     "invalid_api_key": ErrorCode(
         "401", "There is no key, or not a known one.", "Send `Authorization: Bearer KEY`."
@@ -137,6 +152,9 @@ ERROR_CODES: dict[str, ErrorCode] = {
     ),
     "model_not_available": ErrorCode(
         "-", "It was accepted for a model that is not served any more.", "Adapt again."
+    ),
+    "adapter_does_not_fit": ErrorCode(
+        "-", "A tensor of the imported file does not fit the model.", "Send it as it was exported."
     ),
     "internal_error": ErrorCode(
         "500", "A bug; the log has a traceback under the request's id.", "Report it."

@@ -5,10 +5,12 @@ Every refusal is typed and says what to do. Knows no HTTP and starts no work.
 
 import asyncio
 import dataclasses
+import hashlib
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from imprint.adapters.exchange import ForeignAdapter
 from imprint.models.tokenizer import Tokenizer
 from imprint.server.config import Settings
 from imprint.server.documents import Documents
@@ -24,8 +26,20 @@ from imprint.server.jobs import Jobs
 from imprint.server.limits import Limits
 from imprint.server.messages import Prompt
 from imprint.server.metrics import Metrics
-from imprint.server.records import READY, AdaptationRow, NewAdaptation, StoredText
+from imprint.server.records import (
+    IMPORT,
+    READY,
+    AdaptationRow,
+    ImportedFile,
+    NewAdaptation,
+    StoredText,
+)
 from imprint.server.schemas import MAX_SEED, CreateAdaptation, CreateAnswers, parse_method
+
+
+def new_id() -> str:
+    """The id of an adaptation that nobody can guess."""
+    return f"adp_{secrets.token_hex(12)}"
 
 
 class Intake:
@@ -76,7 +90,7 @@ class Intake:
         limit_s = self._settings.adaptation_timeout_s
         idle_s = self._settings.adapter_idle_s
         new = NewAdaptation(
-            id=f"adp_{secrets.token_hex(12)}",
+            id=new_id(),
             owner=owner,
             text=body.document or "",
             model=self._settings.served_model_name,
@@ -95,6 +109,25 @@ class Intake:
         text, tokens = await self._document(body, owner)
         self.limits.admit_tokens(owner, len(tokens))
         return dataclasses.replace(new, text=text, num_tokens=len(tokens)), tokens
+
+    def imported(
+        self, id: str, owner: str, adapter: ForeignAdapter, num_bytes: int
+    ) -> NewAdaptation:
+        """The job that takes in an adapter's file; the same file is the same job."""
+        named = b"\xff" + adapter.checksum.encode()  # no text has these bytes
+        return NewAdaptation(
+            id=id,
+            owner=owner,
+            text=ImportedFile(sha256=hashlib.sha256(named).hexdigest(), num_bytes=num_bytes),
+            model=self._settings.served_model_name,
+            method={"type": IMPORT},
+            seed=0,
+            num_tokens=adapter.num_tokens,
+            pinned=True,
+            timeout_s=self._settings.adaptation_timeout_s,
+            idle_expires_after_s=self._settings.adapter_idle_s or None,
+            metadata={},
+        )
 
     def check_append(self, body: CreateAdaptation, owner: str) -> None:
         """Refuse what `adaptation` would refuse, before the document has a new version."""

@@ -21,7 +21,7 @@ from imprint.server.journal_thread import JournalThread
 from imprint.server.logs import current_request_id, log_context
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
-from imprint.server.records import AdaptationRow
+from imprint.server.records import IMPORT, AdaptationRow
 from imprint.server.tracing import current_span
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,8 @@ class JobRun:
                 self._set_running(False)
                 job.progress = {}
             case messages.AdaptationDone(status=status, result=result, usage=usage, nbytes=nbytes):
-                self._metrics.observe_result(result, usage, self._row.num_tokens)
+                if self._row.method["type"] != IMPORT:  # else another server studied
+                    self._metrics.observe_result(result, usage, self._row.num_tokens)
                 await self._end(status, result=result, usage=usage, nbytes=nbytes)
                 return True
             case messages.AdaptationFailed(code=code, message=text):

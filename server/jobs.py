@@ -133,6 +133,21 @@ class Jobs:
         # Journalling and launching belong together: a client that hangs up must not part them.
         return await asyncio.shield(self._background.spawn(self._create(new, tokens)))
 
+    async def create_import(self, new: NewAdaptation) -> tuple[AdaptationRow, bool]:
+        """The same for a file that lies in the folder of imports. It is this job's from now on;
+        where there is no new job, it is deleted."""
+        return await asyncio.shield(self._background.spawn(self._create_import(new)))
+
+    async def _create_import(self, new: NewAdaptation) -> tuple[AdaptationRow, bool]:
+        is_new = False
+        try:
+            self.refuse_when_draining()
+            row, is_new = await self._create(new, [])
+            return row, is_new
+        finally:
+            if not is_new:
+                await asyncio.to_thread(self._progress.delete, new.id)
+
     @asynccontextmanager
     async def borrow(self, new: NewAdaptation, tokens: list[int]) -> AsyncIterator[AdaptationRow]:
         """The job for an answer. When the last answer leaves that wants it, and nobody asked for

@@ -17,6 +17,7 @@ from imprint.server.records import (
     TERMINAL,
     AdaptationRow,
     EventRow,
+    ImportedFile,
     NewAdaptation,
     StoredText,
     adaptation_row,
@@ -358,9 +359,9 @@ class Journal(JournalFile):
         return [event_row(row) for row in rows]
 
 
-def _content(text: str | StoredText) -> tuple[str, int, bytes | None]:
+def _content(text: str | StoredText | ImportedFile) -> tuple[str, int, bytes | None]:
     """Fingerprint and bytes of a document; the bytes themselves where they are new."""
-    if isinstance(text, StoredText):
+    if not isinstance(text, str):
         return text.sha256, text.num_bytes, None
     data = text.encode()
     return hashlib.sha256(data).hexdigest(), len(data), data

@@ -36,7 +36,7 @@ class Adapt(Message, frozen=True, kw_only=True):
     adaptation_id: str
     tokens: list[int]
     method: dict[str, Any]
-    """`{"type": "refine" | "read", ...}`; the other keys are `RefineConfig` fields (and preset)."""
+    """`{"type": "refine" | "read" | "import", ...}`; the others: `RefineConfig` fields, preset."""
     base_id: str = ""
     """An adapter of the document's beginning, to read on from; empty where there is none."""
     seed: int = 0

@@ -8,6 +8,8 @@ from typing import Any
 ACTIVE = ("queued", "running")
 READY = ("succeeded", "rejected")
 TERMINAL = (*READY, "failed", "cancelled", "expired")
+IMPORT = "import"
+"""The type of the method of an adaptation whose adapter came as a file; no client can name it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +22,22 @@ class StoredText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedFile:
+    """An adapter's file, whose document is known in tokens only."""
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewAdaptation:
     """What a request asks for, complete enough to run it again in another process."""
 
     id: str
     owner: str
-    text: str | StoredText
-    """What to study: text that came with the request, or a stored document's."""
+    text: str | StoredText | ImportedFile
+    """What to study: text that came with the request, or a stored document's; or what stands for
+    a text that nobody knows."""
     model: str
     method: dict[str, Any]
     seed: int

@@ -119,14 +119,16 @@ class Adaptation(Reply):
     """`succeeded` and `rejected` can be asked; `rejected` answers with the base weights."""
     model: str
     method: dict[str, Any]
-    """With every field written out."""
+    """With every field written out; `{"type": "import"}` where the adapter came as a file."""
     seed: int
     priority: int
     document_id: str | None
     """The stored document that it studies; null where the text came with the request."""
     sha256: str
+    """Of the document's text, or, for an import, a fingerprint of the file."""
     num_tokens: int
     bytes: int
+    """Of the document's text, or of the imported file."""
     adapter_bytes: int
     attempt: int
     created_at: float

@@ -87,7 +87,9 @@ class Services:
             pool=pool,
             documents=documents,
             extraction=Extraction(settings),
-            adapter_files=AdapterFiles(settings.pool_config().worker.store),
+            adapter_files=AdapterFiles(
+                settings.pool_config().worker.store, max_tokens=settings.max_document_tokens
+            ),
             jobs=jobs,
             retention=retention,
             replays=Replays(journal),

@@ -4,6 +4,7 @@ Knows the adapters package and the messages; knows nothing of scheduling or sock
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from imprint.adapters import quantum
@@ -11,10 +12,12 @@ from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.adapters.document import DocumentReader
 from imprint.adapters.focus import Focus
+from imprint.adapters.imported import read_import
 from imprint.adapters.progress import Progress
 from imprint.adapters.refine import Refiner
 from imprint.models import FastWeightModel
 from imprint.server.messages import Adapt, Generate
+from imprint.server.records import IMPORT
 
 OPTIMIZER_COPIES = 6
 """A delta, its gradient, the two moments of AdamW, the best delta so far and a blend of it."""
@@ -27,16 +30,16 @@ class MethodError(ValueError):
 
 
 def study_config(adapt: Adapt, segment_tokens: int) -> RefineConfig | None:
-    """The checked settings of an adaptation; None where it only reads.
+    """The checked settings of an adaptation; None where it only reads, or is imported.
 
     Segments are cut down to `segment_tokens`, the bound on a quantum: that changes nothing but
     memory and time.
     """
     method = dict(adapt.method)
     kind = method.pop("type", "refine")
-    if kind == "read":
+    if kind in ("read", IMPORT):
         if method:
-            raise MethodError(f"method 'read' takes no fields, got {sorted(method)}")
+            raise MethodError(f"method {kind!r} takes no fields, got {sorted(method)}")
         return None
     if kind != "refine":
         raise MethodError(f"method type must be refine or read, got {kind!r}")
@@ -91,6 +94,13 @@ def begin_study(
     yield from study.study()
     assert study.adapter is not None
     return study.adapter
+
+
+def begin_import(model: FastWeightModel, path: Path) -> Study:
+    """One quantum that takes in the file of an adapter."""
+    adapter = read_import(path, model)
+    yield quantum.Quantum(phase="import", num_tokens=0)
+    return adapter
 
 
 def begin_focus(

@@ -1,14 +1,28 @@
 """`/v1/adaptations/{id}/adapter` and `/v1/adapters`: adapters as files."""
 
-from fastapi import APIRouter
-from fastapi.responses import StreamingResponse
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from imprint.server.auth import Owner
-from imprint.server.errors import GoneError
-from imprint.server.routes.described import described_file
+from imprint.server.errors import GoneError, OverloadedError
+from imprint.server.intake import new_id
+from imprint.server.replies import adaptation_object
+from imprint.server.reply_schemas import Adaptation
+from imprint.server.routes.bodies import FILE_BODY
+from imprint.server.routes.described import described, described_file
 from imprint.server.services import FromApp
 
 router = APIRouter()
+
+ADAPTER_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+"""What the file looks like in the OpenAPI document."""
 
 
 @router.get(
@@ -30,3 +44,31 @@ async def download(id: str, owner: Owner, services: FromApp) -> StreamingRespons
         "Content-Disposition": f'attachment; filename="{row.id}.safetensors"',
     }
     return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
+
+
+@router.post(
+    "/v1/adapters",
+    dependencies=FILE_BODY,
+    openapi_extra=ADAPTER_BODY,
+    **described(Adaptation, status=202, also=200),
+)
+async def upload(request: Request, owner: Owner, services: FromApp) -> JSONResponse:
+    """Take in an adapter that was downloaded, of the same model: 202 and an adaptation with the
+    method `import`, or 200 and the one that this file has made already.
+
+    The file is checked before the answer; a worker then checks its tensors against the model.
+    """
+    services.jobs.refuse_when_draining()
+    services.jobs.refuse_without_room()
+    info = services.pool.info
+    if info is None:
+        raise OverloadedError("no worker is ready yet", code="not_ready")
+    id = new_id()
+    adapter, num_bytes = await services.adapter_files.take_in(
+        id, request.stream(), model_hash=info.model_hash
+    )
+    new = services.intake.imported(id, owner, adapter, num_bytes)
+    row, is_new = await services.jobs.create_import(new)
+    found = adaptation_object(row, services.jobs.active(row.id), services.jobs.finish_s(row.id))
+    location = {"Location": f"/v1/adaptations/{row.id}"}
+    return JSONResponse(found, status_code=202 if is_new else 200, headers=location)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from imprint.server.auth import Owner
 from imprint.server.journal import Journal
-from imprint.server.records import READY, AdaptationRow
+from imprint.server.records import IMPORT, READY, AdaptationRow
 from imprint.server.replies import list_object
 from imprint.server.reply_schemas import Model, Page
 from imprint.server.routes.described import described
@@ -73,5 +73,11 @@ def _adapted_card(services: Services, row: AdaptationRow) -> dict[str, Any]:
         "created": int(row.created_at),
         "owned_by": "imprint",
         "parent": base,
-        "adapted": row.status == "succeeded" and row.method.get("type") == "refine",
+        "adapted": row.status == "succeeded" and _has_delta(row),
     }
+
+
+def _has_delta(row: AdaptationRow) -> bool:
+    if row.method["type"] == IMPORT:
+        return bool((row.result or {}).get("accepted"))
+    return bool(row.method["type"] == "refine")
