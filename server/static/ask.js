@@ -49,9 +49,10 @@ export class Ask {
       const focus = this.focus.checked;
       const about = { questions: [question], max_tokens: 96 };
       const own = { ...about, adaptation: this.#adaptation.id, focus };
-      const plain = { ...about, ...(await this.#base()), focus: false };
+      const plain = await this.#base();
       const outcomes = await Promise.allSettled([
-        adapted.run(own, this.#adaptation, this.#signal), base.run(plain, { status: "read" }, this.#signal)]);
+        adapted.run(own, this.#adaptation, this.#signal),
+        plain ? base.run({ ...about, ...plain, focus: false }, { status: "read" }, this.#signal) : base.none()]);
       const broken = outcomes.find((item) => item.status === "rejected" && !(item.reason instanceof ApiError));
       if (broken) throw broken.reason;
       announce(`Unchanged: ${base.text || "no answer"}. Adapted: ${adapted.text || "no answer"}.`);
@@ -65,10 +66,12 @@ export class Ask {
     }
   }
 
-  /** What to ask for the answer of the unchanged model: a plain reading of the same document. */
+  /** What to ask for the answer of the unchanged model: a plain reading of the same document. Null
+      for an imported adapter, whose document's text nobody has. */
   async #base() {
     const { id, method, status, document_id: document } = this.#adaptation;
     if (method.type === "read" || status === "rejected") return { adaptation: id };
+    if (method.type === "import") return null;
     if (document) return { document_id: document, method: { type: "read" } };
     return { document: await wholeText(id), method: { type: "read" } };
   }
@@ -92,6 +95,10 @@ class Column {
     this.status = el("p", { class: "note" }, "Waiting …");
     this.element = el("div", { class: "column" },
       el("h4", {}, title, " ", el("span", { class: "hint" }, hint)), this.output, this.status);
+  }
+
+  none() {
+    this.#settle({ tone: "plain", text: "There is no text of the document to read." });
   }
 
   async run(body, adaptation, signal) {

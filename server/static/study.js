@@ -63,7 +63,7 @@ export class Study {
       };
       for await (const event of follow(this.#id, this.#stop.signal, lost)) await this.#take(event);
       await this.#refresh();
-      // no event told of its reading: it was imported, or made by an earlier version
+      // no event told of its reading: it was made by an earlier version, or imported
       if (words.isReady(this.adaptation)) await this.#drawText();
       await this.#fetchSteps();
       this.#onChange(false);
@@ -155,6 +155,10 @@ export class Study {
 
   async #drawText() {
     if (this.#heatmap || words.stateOf(this.adaptation) === "expired") return;
+    if (this.adaptation.method.type === "import") {
+      this.textBody.textContent = NOT_KEPT;
+      return;
+    }
     let profile;
     try {
       profile = await getJson(`/v1/adaptations/${encodeURIComponent(this.#id)}/study/profile`, this.#stop.signal);

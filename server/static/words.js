@@ -107,6 +107,11 @@ export function verdict(adaptation) {
     return { tone: "plain", title: "Expired", text };
   }
   if (!isReady(adaptation)) return null;
+  if (adaptation.method.type === "import") {
+    const text = "The adapter came as a file. The text of its document did not, so there is no " +
+      "answer of the unchanged model to compare with.";
+    return { tone: "plain", title: "Imported", text };
+  }
   if (adaptation.method.type === "read") {
     const text = "The document was read once and nothing was practised. Answers can still be " +
       "studied for, question by question.";

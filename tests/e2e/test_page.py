@@ -237,6 +237,27 @@ def test_a_document_from_its_pasting_to_its_deletion(
         assert api.get(f"/v1/{kind}").json()["data"] == []
 
 
+def test_an_imported_adapter_is_asked(open_page: Callable[..., Watched], api: httpx.Client) -> None:
+    text = (ROOT / "deploy/examples/harbor.txt").read_text(encoding="utf-8")
+    asked = {"document": text, "questions": [QUESTION], "focus": False}
+    made = api.post("/v1/answers", json={**asked, "method": {"type": "read"}}).json()
+    path = f"/v1/adaptations/{made['adaptation']['id']}"
+    file = api.get(f"{path}/adapter").content
+    header = {"Content-Type": "application/octet-stream"}
+    id = api.post("/v1/adapters", content=file, headers=header).json()["id"]
+    page = open_page(f"/#/{id}").page
+    expect = sync_api().expect
+    expect(page.locator(".verdict")).to_contain_text("Imported", timeout=60_000)
+    page.get_by_label("Your question").fill(QUESTION)
+    page.get_by_label("Your question").press("Enter")
+    answer = page.get_by_role("article", name=f"Answers to: {QUESTION}")
+    expect(answer.locator(".verdict-line")).to_have_count(2, timeout=60_000)
+    expect(answer.locator(".column").nth(0)).to_contain_text("no text of the document")
+    expect(answer.locator(".column").nth(1).locator(".output")).not_to_be_empty()
+    for used in (path, f"/v1/adaptations/{id}"):
+        assert api.delete(used).status_code == 200
+
+
 def test_a_hostile_document_is_text_and_nothing_else(open_page: Callable[..., Watched]) -> None:
     page = open_page(viewport={"width": 360, "height": 740}).page
     expect = sync_api().expect
