@@ -13,11 +13,10 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from imprint.adapters.calls import Call
-from imprint.models import RecurrentState
+from imprint.models import FastWeightModel, RecurrentState
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +27,10 @@ MAX_KNOWN: Final = 4096
 class Batches:
     """What is known of the batches of one model on one device."""
 
-    def __init__(self, *, exact: bool) -> None:
-        """`exact`: results must be those of each call alone, bit for bit. A GPU's need not be."""
-        self.exact = exact
+    def __init__(self, *, exact: bool, shared: bool = True) -> None:
+        """`exact`: results must be those of each call alone, bit for bit. A GPU's need not be.
+        Without `shared`, every call runs alone."""
+        self.exact, self.shared = exact, shared
         self.num_tried = 0
         """Batches that were computed both ways."""
         self._same: OrderedDict[tuple[Hashable, int], bool] = OrderedDict()
@@ -38,7 +38,7 @@ class Batches:
 
     def most(self, call: Call[Any]) -> int | None:
         """How many calls like this one may run together; None: any number."""
-        return 1 if call.key is None else self._most.get(call.key)
+        return 1 if call.key is None or not self.shared else self._most.get(call.key)
 
     def run(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """The result of each, or the error with which it failed alone. All have the same key."""
@@ -110,6 +110,7 @@ def same_bits(mine: Any, theirs: Any) -> bool:
     return bool(mine == theirs or (mine != mine and theirs != theirs))
 
 
-def batches_for(device: torch.device) -> Batches:
-    """Exact on a CPU."""
-    return Batches(exact=device.type == "cpu")
+def batches_for(model: FastWeightModel) -> Batches:
+    """Exact on a CPU, where a model whose rounding depends on its company shares nothing."""
+    exact = model.device.type == "cpu"
+    return Batches(exact=exact, shared=model.rounds_rows_alike or not exact)

@@ -123,6 +123,8 @@ class FastWeightModel(nn.Module):
     activation_width: ClassVar[int] = 40
     """Floats that a token keeps for the backward pass, per layer and unit of width: an upper bound
     for DeltaNet, by resident memory too. An architecture that keeps more says so."""
+    rounds_rows_alike: ClassVar[bool] = True
+    """Whether, on a CPU, a batch that once gave a row the bits it gets alone always does."""
 
     def __init__(self, config: ModelConfig, mixers: Sequence[Mixer]) -> None:
         super().__init__()

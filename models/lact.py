@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -330,6 +331,8 @@ class LactMixer(Mixer):
 
 class LaCT(FastWeightModel):
     """Window attention and fast weights in every layer."""
+
+    rounds_rows_alike: ClassVar[bool] = False  # rows are grouped by where they are in their chunks
 
     def __init__(self, config: LactConfig) -> None:
         layers = range(config.num_hidden_layers)

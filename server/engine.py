@@ -113,7 +113,7 @@ class Engine:
             max_tokens=config.max_tokens,
             scheduler=self.scheduler,
             cache=self.cache,
-            batches=batches_for(model.device),
+            batches=batches_for(model),
             emit=emit,
             observe=self._observe,
             clock=clock,

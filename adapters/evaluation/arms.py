@@ -21,7 +21,7 @@ from imprint.adapters.evaluation.compute import next_token_config, token_passes
 from imprint.adapters.evaluation.retrieval import PassageIndex, RetrievalConfig
 from imprint.adapters.focus import Focus
 from imprint.adapters.gate import probe_places
-from imprint.adapters.quantum import Usage
+from imprint.adapters.quantum import Usage, quanta_alone
 from imprint.adapters.reading import read_segments
 from imprint.adapters.refine import Refiner
 from imprint.models.architecture import FastWeightModel
@@ -157,6 +157,7 @@ class CaseArms:
             refine,
             num_tokens=len(self.document),
             num_places=len(places_P),
+            num_neutral=len(self.setup.neutral or ()),
             budget=self._study.token_passes,
         )
         return self._answer_studied(self._studied(config), steps=config.steps)
@@ -168,7 +169,7 @@ class CaseArms:
         tokens_T = self._reading.value.tokens_T.repeat(2)
         usage = Usage()
         work = read_segments(model, tokens_T, segment_tokens=size, entropy=False, keep_states=False)
-        reading = _finish(usage.run(work, 0, 0))
+        reading = _finish(quanta_alone(usage.run(work, 0, 0)))
         done = _Done(None, time.perf_counter() - begin, token_passes(usage))
         return self._answer(done, self.prompts, reading.end.state)
 

@@ -29,18 +29,19 @@ def next_token_step(config: RefineConfig, num_tokens: int) -> int:
 
 
 def next_token_config(
-    config: RefineConfig, *, num_tokens: int, num_places: int, budget: int
+    config: RefineConfig, *, num_tokens: int, num_places: int, budget: int, num_neutral: int = 0
 ) -> RefineConfig:
     """The method without its policy loss, with as many steps as cost `budget` passes in all.
 
-    `budget` holds the first reading of `num_tokens` and the probes of `num_places` as well. Nothing
-    stops such a study early, so the budget is used, as far as 1000 steps can.
+    `budget` holds the first reading of `num_tokens`, the probes of `num_places` and two readings of
+    the neutral text as well. Nothing stops such a study early, so the budget is used, as far as
+    1000 steps can.
     """
     plain = config.replace(
         lambda_rl=0.0, lambda_ntp=config.lambda_ntp or 1.0, steps=1, patience=_MAX_STEPS
     )
     probe = num_places * (plain.cue_tokens + plain.rollout_length)
     last_reading = num_tokens if plain.scope == "lora" else 0
-    left = budget - num_tokens - probe - last_reading
+    left = budget - num_tokens - probe - last_reading - 2 * num_neutral
     steps = round(left / (next_token_step(plain, num_tokens) + probe))
     return plain.replace(steps=min(max(steps, 1), _MAX_STEPS))

@@ -239,14 +239,12 @@ def test_a_document_from_its_pasting_to_its_deletion(
 
 def test_an_imported_adapter_is_asked(open_page: Callable[..., Watched], api: httpx.Client) -> None:
     text = (ROOT / "deploy/examples/harbor.txt").read_text(encoding="utf-8")
-    asked = {"document": text, "questions": [QUESTION], "focus": False}
-    made = api.post("/v1/answers", json={**asked, "method": {"type": "read"}}).json()
+    asked = {"document": text, "questions": [QUESTION], "focus": False, "method": {"type": "read"}}
+    made = api.post("/v1/answers", json=asked).json()
     path = f"/v1/adaptations/{made['adaptation']['id']}"
-    file = api.get(f"{path}/adapter").content
-    header = {"Content-Type": "application/octet-stream"}
+    file, header = api.get(f"{path}/adapter").content, {"Content-Type": "application/octet-stream"}
     id = api.post("/v1/adapters", content=file, headers=header).json()["id"]
-    page = open_page(f"/#/{id}").page
-    expect = sync_api().expect
+    page, expect = open_page(f"/#/{id}").page, sync_api().expect
     expect(page.locator(".verdict")).to_contain_text("Imported", timeout=60_000)
     page.get_by_label("Your question").fill(QUESTION)
     page.get_by_label("Your question").press("Enter")
@@ -254,8 +252,7 @@ def test_an_imported_adapter_is_asked(open_page: Callable[..., Watched], api: ht
     expect(answer.locator(".verdict-line")).to_have_count(2, timeout=60_000)
     expect(answer.locator(".column").nth(0)).to_contain_text("no text of the document")
     expect(answer.locator(".column").nth(1).locator(".output")).not_to_be_empty()
-    for used in (path, f"/v1/adaptations/{id}"):
-        assert api.delete(used).status_code == 200
+    assert {api.delete(used).status_code for used in (path, f"/v1/adaptations/{id}")} == {200}
 
 
 def test_a_hostile_document_is_text_and_nothing_else(open_page: Callable[..., Watched]) -> None:

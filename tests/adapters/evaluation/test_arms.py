@@ -135,12 +135,15 @@ def test_next_token_training_costs_what_the_study_costs(setup, scope):
     study = setup.refine.replace(scope=scope, steps=3, group_size=4, patience=3)
     passes = _study_passes(setup, document, study)
     places = _num_places(document, study)
-    plain = next_token_config(study, num_tokens=len(document), num_places=places, budget=passes)
+    neutral = len(setup.neutral)
+    plain = next_token_config(
+        study, num_tokens=len(document), num_places=places, num_neutral=neutral, budget=passes
+    )
     assert plain.lambda_rl == 0
     assert plain.steps > study.steps if scope == "query_lora" else plain.steps >= study.steps
     one_step = next_token_step(plain, len(document)) + places * 13
     # blends that its gate tried come on top
-    blends = 2 * (places * 13 + (len(document) if scope == "lora" else 0))
+    blends = 2 * (places * 13 + neutral + (len(document) if scope == "lora" else 0))
     assert -one_step <= _study_passes(setup, document, plain) - passes <= one_step + blends
 
 
