@@ -1,119 +1,16 @@
-"""What the API process and its workers say to each other: msgspec structs, one tag each, behind
-one version byte.
+"""Worker -> API: what became of the work, and how the worker is. Data only.
 
-Knows no sockets, no torch and no HTTP. A frame is `PROTOCOL_VERSION` followed by msgpack; a frame
-of another version or shape raises `ProtocolError`, so that two builds never half-understand each
-other.
-
-API -> worker: `Adapt`, `Generate`, `Cancel`, `Evict`, `Drain`. Worker -> API: everything else.
 After a worker's death the pool itself says `AdaptationRequeued`, or `AdaptationFailed` and
 `RequestFailed` with code `worker_died`.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+from imprint.server.messages.base import Message
 
-T = TypeVar("T")
-
-
-class ProtocolError(ValueError):
-    """A frame that this build cannot read: wrong version, unknown tag or wrong field."""
-
-
-class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
-    """Base of every message; the class name is the tag."""
-
-
-# ---- API -> worker ---------------------------------------------------------------------------
-
-
-class Adapt(Message, frozen=True, kw_only=True):
-    """Study one document. The adapter is kept under `adaptation_id`."""
-
-    adaptation_id: str
-    tokens: list[int]
-    method: dict[str, Any]
-    """`{"type": "refine" | "read" | "import", ...}`; the others: `RefineConfig` fields, preset."""
-    base_id: str = ""
-    """An adapter of the document's beginning, to read on from; empty where there is none."""
-    seed: int = 0
-    priority: int = 0
-    """Each step up doubles the share of tokens; -4 to 4, clamped."""
-    timeout_s: float | None = None
-    """From the worker's receipt, waiting included; None waits for ever."""
-    attempt: int = 1
-    """1 for the first try; the pool raises it after a worker's death."""
-    http_request: str = ""
-    """`X-Request-Id` of the HTTP request that it came with, for the log."""
-    traceparent: str = ""
-    """Span that it is a part of (W3C Trace Context); empty where nothing is traced."""
-
-
-class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate: its prompt (question template included) and its random stream."""
-
-    sequence_id: str
-    tokens: list[int]
-    seed: int = 0
-
-
-class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Log-probabilities in nats at one generated token, before temperature and penalties."""
-
-    logprob: float
-    """Of the token that was sampled."""
-    top: list[tuple[int, float]] = []
-    """The likeliest tokens with theirs, best first."""
-
-
-class Generate(Message, frozen=True, kw_only=True):
-    """Generate one sequence per prompt, all from the same adapter (None: the base model, no
-    document).
-
-    With `focus`, one focus run for all prompts comes first; each prompt then decodes with its own
-    delta.
-    """
-
-    request_id: str
-    prompts: list[Prompt]
-    adapter_id: str | None = None
-    max_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logprobs: int | None = None
-    """Report each token's log-probability, and those of so many likeliest ones; None: nothing."""
-    stop: list[str] = []
-    focus: dict[str, Any] | None = None
-    """`RefineConfig` fields (and `preset`) of the focus run; {} is the default focus."""
-    timeout_s: float | None = None
-    http_request: str = ""
-    """As in `Adapt`."""
-    traceparent: str = ""
-    """As in `Adapt`."""
-
-
-class Cancel(Message, frozen=True, kw_only=True):
-    """Stop an adaptation or a request within one quantum; an unknown id is ignored."""
-
-    id: str
-
-
-class Evict(Message, frozen=True, kw_only=True):
-    """Drop an adapter from memory and store, ending what uses it; answered by `Evicted`."""
-
-    adapter_id: str
-
-
-class Drain(Message, frozen=True, kw_only=True):
-    """Finish the running answers, run no further adaptation quanta, exit 0."""
-
-
-# ---- worker -> API: adaptations --------------------------------------------------------------
+# ---- adaptations ---------------------------------------------------------------------------------
 
 
 class AdaptationStarted(Message, frozen=True, kw_only=True):
@@ -177,8 +74,8 @@ class AdaptationDone(Message, frozen=True, kw_only=True):
 
     adaptation_id: str
     status: str
-    result: dict[str, Any] = {}
-    usage: dict[str, Any] = {}
+    result: dict[str, Any] = msgspec.field(default_factory=dict)
+    usage: dict[str, Any] = msgspec.field(default_factory=dict)
     nbytes: int = 0
 
 
@@ -190,6 +87,8 @@ class AdaptationFailed(Message, frozen=True, kw_only=True):
     adaptation_id: str
     code: str
     message: str
+    phase: str = ""
+    """Of a deadline_exceeded: where the deadline struck, queue or quantum."""
 
 
 class AdaptationRequeued(Message, frozen=True, kw_only=True):
@@ -207,7 +106,7 @@ class Evicted(Message, frozen=True, kw_only=True):
     adapter_id: str
 
 
-# ---- worker -> API: requests -----------------------------------------------------------------
+# ---- requests ------------------------------------------------------------------------------------
 
 
 class FocusProgress(Message, frozen=True, kw_only=True):
@@ -216,7 +115,16 @@ class FocusProgress(Message, frozen=True, kw_only=True):
     request_id: str
     step: int
     steps: int
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probabilities in nats at one generated token, before temperature and penalties."""
+
+    logprob: float
+    """Of the token that was sampled."""
+    top: list[tuple[int, float]] = []
+    """The likeliest tokens with theirs, best first."""
 
 
 class TokenDelta(Message, frozen=True, kw_only=True):
@@ -239,7 +147,7 @@ class SequenceDone(Message, frozen=True, kw_only=True):
     sequence_id: str
     finish_reason: str
     text: str = ""
-    usage: dict[str, int] = {}
+    usage: dict[str, int] = msgspec.field(default_factory=dict)
     """`prompt_tokens` (without the document), `completion_tokens`, `document_tokens`."""
     adapted: bool = False
     """Whether a delta (of the adapter or of the focus run) was in use."""
@@ -258,9 +166,11 @@ class RequestFailed(Message, frozen=True, kw_only=True):
     request_id: str
     code: str
     message: str
+    phase: str = ""
+    """Of a deadline_exceeded: where the deadline struck, queue, quantum (focus) or decode."""
 
 
-# ---- worker -> API: the worker itself --------------------------------------------------------
+# ---- the worker itself ---------------------------------------------------------------------------
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -355,7 +265,6 @@ class Spans(Message, frozen=True, kw_only=True):
     values: list[SpanRecord]
 
 
-ToWorker = Adapt | Generate | Cancel | Evict | Drain
 AdaptationMessage = (
     AdaptationStarted
     | AdaptationResumed
@@ -369,32 +278,3 @@ AdaptationMessage = (
 RequestMessage = FocusProgress | TokenDelta | SequenceDone | RequestFailed
 WorkMessage = AdaptationMessage | RequestMessage
 FromWorker = AdaptationMessage | RequestMessage | Evicted | Ready | Heartbeat | Observations | Spans
-
-_encoder = msgspec.msgpack.Encoder()
-_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
-_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
-
-
-def encode(message: Message) -> bytes:
-    """One frame."""
-    return bytes([PROTOCOL_VERSION]) + _encoder.encode(message)
-
-
-def decode_to_worker(frame: bytes) -> ToWorker:
-    """The message of a frame that the API sent; raises `ProtocolError`."""
-    return _decode(_to_worker, frame)
-
-
-def decode_from_worker(frame: bytes) -> FromWorker:
-    """The message of a frame that a worker sent; raises `ProtocolError`."""
-    return _decode(_from_worker, frame)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[T], frame: bytes) -> T:
-    if not frame or frame[0] != PROTOCOL_VERSION:
-        found = frame[0] if frame else "an empty frame"
-        raise ProtocolError(f"expected protocol version {PROTOCOL_VERSION}, got {found}")
-    try:
-        return decoder.decode(memoryview(frame)[1:])
-    except msgspec.DecodeError as error:
-        raise ProtocolError(f"unreadable message: {error}") from error
