@@ -267,14 +267,16 @@ class AdaptationRuns:
             )
         )
 
-    def fail(self, adaptation_id: str, code: str, message: str) -> None:
-        """End an adaptation with an error."""
+    def fail(self, adaptation_id: str, code: str, message: str, phase: str = "") -> None:
+        """End an adaptation with an error; `phase` is where a deadline struck."""
         self._drop(adaptation_id)
-        self.refuse(adaptation_id, code, message)
+        self.refuse(adaptation_id, code, message, phase)
 
-    def refuse(self, adaptation_id: str, code: str, message: str) -> None:
+    def refuse(self, adaptation_id: str, code: str, message: str, phase: str = "") -> None:
         """Say that an adaptation has failed, or was never taken in."""
-        self._around.emit(AdaptationFailed(adaptation_id=adaptation_id, code=code, message=message))
+        self._around.emit(
+            AdaptationFailed(adaptation_id=adaptation_id, code=code, message=message, phase=phase)
+        )
 
     def cancel(self, adaptation_id: str) -> None:
         """End an adaptation because its client asked for it."""

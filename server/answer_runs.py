@@ -314,12 +314,13 @@ class AnswerRuns:
 
     # ---- the end ---------------------------------------------------------------------------
 
-    def fail(self, request_id: str, code: str, message: str) -> None:
-        """End a request with an error; its slots are zeroed and freed."""
+    def fail(self, request_id: str, code: str, message: str, phase: str = "") -> None:
+        """End a request with an error; its slots are zeroed and freed. `phase` is where a deadline
+        struck."""
         for answer in self._tasks[request_id].answers.values():
             self._free(answer.sequence)
         self._drop(request_id)
-        self.refuse(request_id, code, message)
+        self.refuse(request_id, code, message, phase)
 
     def cancel(self, request_id: str) -> None:
         """End a request because its client has gone."""
@@ -336,9 +337,11 @@ class AnswerRuns:
         self._around.scheduler.remove(request_id)
         self._tasks.pop(request_id).trace.close()
 
-    def refuse(self, request_id: str, code: str, message: str) -> None:
+    def refuse(self, request_id: str, code: str, message: str, phase: str = "") -> None:
         """Say that a request has failed, or was never taken in."""
-        self._around.emit(RequestFailed(request_id=request_id, code=code, message=message))
+        self._around.emit(
+            RequestFailed(request_id=request_id, code=code, message=message, phase=phase)
+        )
 
 
 def _focus_dict(result: FocusResult | None) -> dict[str, object] | None:

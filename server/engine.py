@@ -307,18 +307,19 @@ class Engine:
             if not known and unit.refuse is not None:
                 unit.refuse(id, code, text)
 
-    def _fail(self, id: str, code: str, text: str) -> bool:
+    def _fail(self, id: str, code: str, text: str, phase: str = "") -> bool:
         """End a job or request; False if there is none of this id."""
         if id in self._adaptations:
-            self._adaptations.fail(id, code, text)
+            self._adaptations.fail(id, code, text, phase)
         elif id in self._answers:
-            self._answers.fail(id, code, text)
+            self._answers.fail(id, code, text, phase)
         else:
             return False
         return True
 
     def _expire(self, expired: Expired) -> None:
-        self._fail(expired.id, "deadline_exceeded", f"timeout_s has passed (in {expired.phase})")
+        text = f"timeout_s has passed (in {expired.phase})"
+        self._fail(expired.id, "deadline_exceeded", text, expired.phase)
 
     # ---- what the API process hears about it --------------------------------------------------
 

@@ -164,6 +164,14 @@ class WorkFailedError(ImprintError):
         )
 
 
+class DeadlineError(WorkFailedError):
+    """A request's time is over; `phase` is where that caught it: queue, quantum or decode."""
+
+    def __init__(self, message: str, phase: str) -> None:
+        super().__init__("deadline_exceeded", message)
+        self.phase = phase
+
+
 def error_body(status: int, message: str, *, code: str, param: str | None = None) -> dict[str, Any]:
     """The one shape. `type` follows the status as in the OpenAI API."""
     kind = "invalid_request_error" if status < 500 else "server_error"

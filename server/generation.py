@@ -14,7 +14,7 @@ import msgspec
 
 from imprint.models.tokenizer import DecodeStream, Tokenizer
 from imprint.server import messages
-from imprint.server.errors import WorkFailedError
+from imprint.server.errors import DeadlineError, WorkFailedError
 from imprint.server.logs import current_request_id
 from imprint.server.metrics import Metrics
 from imprint.server.pool_interface import Pool
@@ -141,6 +141,8 @@ class Generation:
         self._texts: dict[str, GrowingText] = {}
         self._began_at = time.monotonic()
         self._shown = False
+        self._phase = "queue"
+        """Where the request was when it was last heard of; see `DeadlineError`."""
 
     async def run(self) -> AsyncGenerator[FocusStep | Delta | Finished, None]:
         """Events in the order they happen; raises WorkFailedError. Closing it cancels the work.
@@ -169,7 +171,7 @@ class Generation:
         work = msgspec.structs.replace(
             self._work, http_request=current_request_id(), traceparent=span.traceparent
         )
-        num_open = len(self._work.prompts)
+        num_open, self._phase = len(self._work.prompts), "queue"
         self._texts = {
             prompt.sequence_id: GrowingText(
                 index,
@@ -205,16 +207,18 @@ class Generation:
             async with asyncio.timeout(deadline):
                 return await anext(stream)
         except TimeoutError:
-            raise WorkFailedError("deadline_exceeded", "the request took too long") from None
+            raise DeadlineError("the request took too long", self._phase) from None
         except StopAsyncIteration:
             raise WorkFailedError("internal_error", "the worker's messages ended early") from None
 
     def _events(self, message: object) -> list[FocusStep | Delta | Finished]:
         match message:
             case messages.FocusProgress(step=step, steps=steps):
+                self._phase = "quantum"
                 return [FocusStep(step, steps)]
             case messages.TokenDelta(sequence_id=id, text=text) as token:
                 sequence = self._texts[id]
+                self._phase = "decode"
                 self._time_token(sequence)
                 sequence.note(token)
                 return self._show(sequence, text)
@@ -222,9 +226,9 @@ class Generation:
                 sequence = self._texts[id]
                 deltas = self._show(sequence, done.text)
                 return [*deltas, self._finish(sequence, done)]
+            case messages.RequestFailed(code="deadline_exceeded", message=text, phase=phase):
+                raise DeadlineError(text, phase)
             case messages.RequestFailed(code=code, message=text):
-                if code == "deadline_exceeded":
-                    self._metrics.deadlines.labels(phase=self._kind).inc()
                 raise WorkFailedError(code, text)
         return []
 
@@ -284,5 +288,5 @@ def aimed(work: messages.Generate, adapter_id: str | None, deadline: float) -> m
     """The work with its adapter, and with what is left of its time."""
     left_s = deadline - time.monotonic()
     if left_s <= 0:
-        raise WorkFailedError("deadline_exceeded", "the deadline passed before the answer began")
+        raise DeadlineError("the deadline passed before the answer began", "queue")
     return msgspec.structs.replace(work, adapter_id=adapter_id, timeout_s=left_s)

@@ -16,6 +16,7 @@ from imprint.server.config import Settings
 from imprint.server.documents import Documents
 from imprint.server.errors import (
     ConflictError,
+    DeadlineError,
     GoneError,
     InvalidRequestError,
     NotFoundError,
@@ -76,6 +77,9 @@ class Intake:
             outcome = "succeeded"
         except (asyncio.CancelledError, GeneratorExit):
             outcome = "cancelled"
+            raise
+        except DeadlineError as error:
+            self._metrics.deadlines.labels(phase=error.phase).inc()
             raise
         finally:
             self.num_requests -= 1

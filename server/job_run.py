@@ -194,7 +194,9 @@ class JobRun:
                     self._metrics.observe_result(result, usage, self._row.num_tokens)
                 await self._end(status, result=result, usage=usage, nbytes=nbytes)
                 return True
-            case messages.AdaptationFailed(code=code, message=text):
+            case messages.AdaptationFailed(code=code, message=text, phase=phase):
+                if code == "deadline_exceeded":
+                    self._metrics.deadlines.labels(phase=phase).inc()
                 await self._end("failed", error=(code, text))
                 return True
         return False
@@ -241,8 +243,6 @@ class JobRun:
         if self._job.running:
             passed = time.monotonic() - self._began_at
             self._metrics.adaptation_duration.labels(outcome=status).observe(passed)
-        if error and error[0] == "deadline_exceeded":
-            self._metrics.deadlines.labels(phase="adaptation").inc()
         self._metrics.adaptations.labels(outcome=status).inc()
         self._span.set({"imprint.outcome": status, **({"error.type": error[0]} if error else {})})
         logger.info("adaptation %s: %s", self._row.id, error[0] if error else status)

@@ -16,9 +16,9 @@ from imprint.models.tokenizer import Tokenizer
 from imprint.server.background import Background
 from imprint.server.documents import document_not_found
 from imprint.server.errors import (
+    DeadlineError,
     NotFoundError,
     OverloadedError,
-    WorkFailedError,
     clip,
 )
 from imprint.server.job_run import ActiveJob, JobRun
@@ -259,15 +259,14 @@ class Jobs:
         return max(self._pool.backlog_s(), 1.0)
 
     async def progress(self, id: str, deadline: float) -> AsyncGenerator[dict[str, Any], None]:
-        """A job's progress at each change until it has ended; WorkFailedError at the deadline."""
+        """A job's progress at each change until it has ended; DeadlineError at the deadline."""
         while (job := self._active.get(id)) is not None:
             news = job.news()
             yield job.progress
             done, _ = await asyncio.wait({news}, timeout=deadline - time.monotonic())
             if not done:
-                self._metrics.deadlines.labels(phase="adaptation").inc()
                 message = "the document was not read before the request's deadline"
-                raise WorkFailedError("deadline_exceeded", message)
+                raise DeadlineError(message, "quantum" if job.running else "queue")
 
     async def cancel(self, id: str, owner: str) -> AdaptationRow:
         """Stop a job; one that has ended stays as it is. Waits a moment for the end."""

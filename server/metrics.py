@@ -53,7 +53,7 @@ ZEROS = {
         "requests_per_minute",
         "tokens_per_minute",
     ),
-    "request_deadline_exceeded_total": ("adaptation", "answer", "completion"),
+    "request_deadline_exceeded_total": ("queue", "quantum", "decode"),
     "adaptations_total": ("succeeded", "rejected", "failed", "cancelled", "expired"),
     "gate_verdicts_total": (
         *("adaptation accepted", "adaptation rejected"),
@@ -123,7 +123,10 @@ class Metrics:
             Counter, "admission_rejections_total", "Work refused at the door.", "reason"
         )
         self.deadlines = add(
-            Counter, "request_deadline_exceeded_total", "Work ended by its deadline.", "phase"
+            Counter,
+            "request_deadline_exceeded_total",
+            "Work ended by its deadline, by where that struck: queue, quantum, decode.",
+            "phase",
         )
         self.ttft = add(
             Histogram,

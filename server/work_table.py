@@ -167,13 +167,14 @@ class WorkTable:
 
     # ---- ends that the pool decides ------------------------------------------------------------
 
-    def fail(self, work: Work, code: str, text: str) -> None:
-        """End work with an error."""
+    def fail(self, work: Work, code: str, text: str, phase: str = "") -> None:
+        """End work with an error; `phase` is where a deadline struck."""
         self.drop(work)
         if isinstance(work.message, Adapt):
-            work.stream.put(AdaptationFailed(adaptation_id=work.id, code=code, message=text))
+            failed = AdaptationFailed(adaptation_id=work.id, code=code, message=text, phase=phase)
+            work.stream.put(failed)
         else:
-            work.stream.put(RequestFailed(request_id=work.id, code=code, message=text))
+            work.stream.put(RequestFailed(request_id=work.id, code=code, message=text, phase=phase))
 
     def cancel(self, work: Work) -> None:
         """End work that no worker has, because its client asked for it."""
@@ -188,7 +189,7 @@ class WorkTable:
         now = time.monotonic()
         for work in self.held():
             if work.deadline is not None and now >= work.deadline:
-                self.fail(work, "deadline_exceeded", "timeout_s has passed (in queue)")
+                self.fail(work, "deadline_exceeded", "timeout_s has passed (in queue)", "queue")
 
     def orphan(self, worker: WorkerProcess, reason: str) -> None:
         """Decide on everything that a dead worker had."""

@@ -349,23 +349,6 @@ async def test_somebody_elses_deletion_does_not_spoil_an_answer(
     assert reply["adaptation"]["id"] == pool.adapts[1].adaptation_id
 
 
-async def test_deadlines(client: Any, pool: Any) -> None:
-    pool.hold = True
-    error = await ask(client, 504, timeout_s=0.05)
-    assert error["code"] == "deadline_exceeded"
-    await until(lambda: client.app.state.services.jobs.num_active == 0)
-    pool.hold = False
-    pool.script = lambda work: (
-        pool.adaptation_script(work.adaptation_id)
-        if isinstance(work, messages.Adapt)
-        else [fail(work.request_id, "deadline_exceeded")]
-    )
-    assert (await ask(client, 504))["code"] == "deadline_exceeded"
-    name = 'request_deadline_exceeded_total{phase="answer"}'
-    assert await metric(client, name) == 1
-    await assert_idle(client)
-
-
 async def test_requests_are_bounded(serve: Any, settings: Settings, pool: Any) -> None:
     pool.hold = True
     async with serve(settings.model_copy(update={"max_active_requests": 1}), pool) as client:

@@ -153,7 +153,7 @@ def test_time_goes_on_while_work_is_held(table: WorkTable) -> None:
     table.expire()
     (failed,) = said(work)
     assert isinstance(failed, RequestFailed)
-    assert failed.code == "deadline_exceeded"
+    assert (failed.code, failed.phase) == ("deadline_exceeded", "queue")
     assert table.all() == [patient]
 
 
