@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -153,11 +154,22 @@ async def _imprint_error(_: Request, error: Exception) -> Response:
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = STATUS_CODES.get(error.status_code, "http_error")
     body = error_body(error.status_code, str(error.detail), code=code)
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {"Allow": _methods_of(request)}
+    return JSONResponse(body, status_code=error.status_code, headers=headers)
+
+
+def _methods_of(request: Request) -> str:
+    """All methods of the path: each is a route of its own, and the router names those of one."""
+    routes = iter_route_contexts(request.app.routes)
+    path = request.scope["path"]
+    here = [route.methods or set() for route in routes if route.path_regex.fullmatch(path)]
+    return ", ".join(sorted(set().union(*here)))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

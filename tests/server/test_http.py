@@ -3,10 +3,12 @@
 import asyncio
 import json
 import logging
+import re
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import iter_route_contexts
 
 from imprint.server.config import Settings
 
@@ -26,6 +28,26 @@ def check_shape(response: httpx.Response, status: int, code: str) -> dict[str, A
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
     return body["error"]
+
+
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+
+
+async def test_a_wrong_method_is_told_the_right_ones(client: Any) -> None:
+    """Over every path: `Allow` is what is allowed, and nothing that it names is refused."""
+    methods: dict[str, set[str]] = {}
+    for route in iter_route_contexts(client.app.routes):
+        methods.setdefault(route.path or "", set()).update(route.methods or ())
+    assert methods["/v1/documents/{id}"] == {"GET", "DELETE"}  # of two routes
+    for path, allowed in methods.items():
+        for method in METHODS:
+            response = await client.request(method, re.sub(r"\{.*?\}", "x", path))
+            assert (response.status_code == 405) == (method not in allowed), (method, path)
+            if method in allowed:
+                continue
+            assert response.headers["allow"].split(", ") == sorted(allowed), (method, path)
+            if method != "HEAD":
+                assert response.json()["error"]["code"] == "method_not_allowed"
 
 
 @pytest.mark.parametrize(
