@@ -6,6 +6,7 @@ at its end, the accepted delta if there is one, and a manifest from which the jo
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -44,6 +45,24 @@ class Adapter:
         """Bytes of all tensors."""
         delta_bytes = self.delta.nbytes if self.delta else 0
         return self.state.nbytes + delta_bytes + self.tokens_T.nbytes + self.entropy_T.nbytes
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same adapter with state and delta on `device`; itself where they are there already.
+
+        The document's tokens and entropies stay on the host, where positions are chosen.
+        """
+        device = torch.device(device)
+        parts = [*self.state.tensors(), *(self.delta.parameters() if self.delta else [])]
+        on_host = self.tokens_T.device.type == self.entropy_T.device.type == "cpu"
+        if on_host and all(part.device == device for part in parts):
+            return self
+        return dataclasses.replace(
+            self,
+            tokens_T=self.tokens_T.cpu(),
+            entropy_T=self.entropy_T.cpu(),
+            state=self.state.to(device),
+            delta=self.delta.to(device) if self.delta else None,
+        )
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flat names for safetensors, on the host."""

@@ -127,6 +127,9 @@ class LoraDelta:
     def clone(self) -> Self:
         return self._map(Tensor.clone)
 
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda t: t.to(device))
+
     def to_tensors(self, prefix: str = "delta.") -> dict[str, Tensor]:
         """Flat names `<prefix>a.<target>` and `<prefix>b.<target>` for safetensors."""
         named = [("a", self.a), ("b", self.b)]

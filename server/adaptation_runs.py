@@ -52,6 +52,8 @@ class AdaptationRuns:
         self._around = around
         self._progress = progress
         self._tasks: dict[str, AdaptationTask] = {}
+        self._bases: dict[str, str] = {}
+        """By adaptation: the adapter that it reads on from, pinned until it has ended."""
 
     def __contains__(self, adaptation_id: object) -> bool:
         return adaptation_id in self._tasks
@@ -112,20 +114,27 @@ class AdaptationRuns:
                 segment_tokens,
                 neutral=around.neutral,
                 progress=progress,
-                base=partial(self._base, message.base_id),
+                base=partial(self._base, message),
             )
         )
 
-    def _base(self, adapter_id: str) -> Adapter | None:
+    def _base(self, message: Adapt) -> Adapter | None:
         """The adapter to read on from; where it is gone, the document is read from its start."""
-        if not adapter_id:
+        if not message.base_id:
             return None
+        self._give_base_back(message.adaptation_id)  # it has begun once, if it begins again
         try:
-            adapter = self._around.cache.get(adapter_id)
+            adapter = self._around.cache.acquire(message.base_id)
         except (KeyError, ValueError, CorruptAdapterError):
-            log.warning("%s cannot be read on from; the whole document is read", adapter_id)
+            log.warning("%s cannot be read on from; the whole document is read", message.base_id)
             return None
+        self._bases[message.adaptation_id] = message.base_id
         return adapter if adapter.manifest.get("model_hash") == self._around.model_hash else None
+
+    def _give_base_back(self, adaptation_id: str) -> None:
+        base_id = self._bases.pop(adaptation_id, None)
+        if base_id is not None:
+            self._around.cache.release(base_id)
 
     def _count_checkpoint(self, outcome: str) -> None:
         self._around.count("adaptation_checkpoints_total", outcome=outcome)
@@ -293,6 +302,7 @@ class AdaptationRuns:
         task = self._tasks.pop(adaptation_id)
         task.course.close()
         task.trace.close()
+        self._give_base_back(adaptation_id)
 
 
 def _is_import(message: Adapt) -> bool:

@@ -157,7 +157,7 @@ class AnswerRuns:
         self._loading.pop(request_id, None)
         if task.message.adapter_id is not None:
             try:
-                task.adapter = around.cache.get(task.message.adapter_id)
+                task.adapter = around.cache.acquire(task.message.adapter_id)
             except (KeyError, ValueError):
                 self.fail(request.id, "adapter_not_found", "there is no adapter of this id")
                 return
@@ -335,7 +335,10 @@ class AnswerRuns:
     def _drop(self, request_id: str) -> None:
         self._loading.pop(request_id, None)
         self._around.scheduler.remove(request_id)
-        self._tasks.pop(request_id).trace.close()
+        task = self._tasks.pop(request_id)
+        task.trace.close()
+        if task.adapter is not None and task.message.adapter_id is not None:
+            self._around.cache.release(task.message.adapter_id)
 
     def refuse(self, request_id: str, code: str, message: str, phase: str = "") -> None:
         """Say that a request has failed, or was never taken in."""

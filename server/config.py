@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from imprint.adapters import faults
@@ -150,17 +150,27 @@ class Settings(BaseSettings):
     """Prompt tokens that one engine step prefills at most."""
     adaptation_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a worker's time for adaptations while answers are decoding."""
-    max_running_adaptations: int = Field(default=8, ge=1)
-    """Adaptations that take turns on a worker; the others wait."""
-    max_batched_adaptations: int = Field(default=8, ge=1)
-    """Adaptations, or focus runs, whose quanta of one kind are computed as one batch."""
+    max_running_adaptations: int | None = Field(default=None, ge=1)
+    """Adaptations that take turns on a worker; the others wait. None: 8 on a CPU; on a GPU as many
+    of 4096 tokens as adaptation_bytes hold, 64 at most."""
+    max_batched_adaptations: int | None = Field(default=None, ge=1)
+    """Adaptations, or focus runs, whose quanta of one kind are computed as one batch. None: as
+    many as max_running_adaptations is without a setting of its own."""
     max_quantum_ms: float | None = Field(default=None, gt=0)
     """Batches of quanta are kept as small as this time asks, at the speed of late; the quantum of a
     single document is bounded by `segment_tokens`. None: 100 on a GPU, 250 on a CPU."""
-    adaptation_bytes: int = Field(default=4 * 2**30, ge=1)
-    """Memory that a worker's running adaptations may use together, by estimate."""
+    adaptation_bytes: int | None = Field(default=None, ge=1)
+    """Memory that a worker's running adaptations may use together, by estimate. None: 4 GiB on a
+    CPU; on a GPU 60 % of what it has free once model and slots are in place."""
+    adapter_device_bytes: int | None = Field(default=None, ge=0)
+    """Memory of a GPU for adapters at hand; the least recently used move to the host. None: 20 % of
+    what it has free. Refused on a CPU, where this and the host's are the same memory."""
     adapter_host_bytes: int = Field(default=2**30, ge=0)
-    """Memory for adapters kept ready on a worker; the least recently used go to disk first."""
+    """Memory of the host for adapters kept ready on a worker; the least recently used leave it
+    first (all are on disk)."""
+    idle_states: Literal["exact", "int8"] = "exact"
+    """How the host keeps the recurrent states of adapters that are not in use: as they are, or in
+    int8, which takes a quarter of the memory and changes what they remember a little."""
     heartbeat_timeout_s: float = Field(default=60.0, gt=0)
     """A worker silent for longer is killed and started again; keep it above the longest quantum."""
     startup_timeout_s: float = Field(default=120.0, gt=0)
@@ -197,6 +207,14 @@ class Settings(BaseSettings):
                 raise ValueError("an origin is http:// or https://, a name, and maybe a port")
         return value
 
+    @model_validator(mode="after")
+    def _refuse_a_second_tier_on_a_cpu(self) -> Self:
+        if self.device == "cpu" and self.adapter_device_bytes is not None:
+            raise ValueError(
+                "adapter_device_bytes is for GPUs, and device is cpu: set adapter_host_bytes"
+            )
+        return self
+
     def key_ring(self) -> KeyRing:
         """Every key there is, the file's included. Raises KeysError for a file that has none."""
         given = self.api_keys or KeyRing()
@@ -229,7 +247,9 @@ class Settings(BaseSettings):
             max_quantum_ms=self.max_quantum_ms,
             adaptation_bytes=self.adaptation_bytes,
             max_waiting_requests=self.max_active_requests,
+            adapter_device_bytes=self.adapter_device_bytes,
             adapter_host_bytes=self.adapter_host_bytes,
+            idle_states=self.idle_states,
             max_tokens=self.max_document_tokens,
             drain_timeout_s=self.drain_timeout_s,
         )

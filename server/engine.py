@@ -22,7 +22,9 @@ from imprint.adapters.store import AdapterStore
 from imprint.models import FastWeightModel, Tokenizer
 from imprint.server.adaptation_runs import AdaptationRuns
 from imprint.server.adapter_cache import AdapterCache
+from imprint.server.adapter_tiers import tiers_of
 from imprint.server.answer_runs import AnswerRuns
+from imprint.server.budgets import budgets_of, scheduler_config
 from imprint.server.decoding import BrokenStepError, Decoder
 from imprint.server.logs import log_context
 from imprint.server.messages import (
@@ -37,13 +39,14 @@ from imprint.server.messages import (
     ToWorker,
     WorkerStats,
 )
-from imprint.server.scheduler import Expired, Scheduler, SchedulerConfig
+from imprint.server.scheduler import Expired, Scheduler
 from imprint.server.sequence import Job, Sequence
 from imprint.server.slot_states import SlotStates
 from imprint.server.step_times import QUANTUM, StepTimes
+from imprint.server.studies import typical_bytes
 from imprint.server.tasks import INTERNAL_ERROR, OUT_OF_MEMORY, Emit, Surroundings, failure
 from imprint.server.worker_config import WorkerConfig
-from imprint.server.worker_memory import device_bytes, resident_bytes
+from imprint.server.worker_memory import device_bytes, free_bytes, resident_bytes
 
 log = logging.getLogger(__name__)
 
@@ -88,22 +91,20 @@ class Engine:
         self._last_duration_s = 0.0
         self._last_time = 0.0
         self._batch_size = 0
-        self.scheduler = Scheduler(
-            SchedulerConfig(
-                num_slots=config.num_slots,
-                step_tokens=config.step_tokens,
-                adaptation_share=config.adaptation_share,
-                max_running_adaptations=config.max_running_adaptations,
-                max_batched_adaptations=config.max_batched_adaptations,
-                max_quantum_s=config.quantum_bound_s,
-                adaptation_bytes=config.adaptation_bytes,
-                max_waiting_requests=config.max_waiting_requests,
-            )
-        )
         self.slots = SlotStates(model, config.num_slots)
-        self.cache = AdapterCache(
-            AdapterStore(config.store), config.adapter_host_bytes, self._observe
+        budgets = budgets_of(
+            config,
+            free_bytes=free_bytes(model.device),
+            job_bytes=typical_bytes(model, config.segment_tokens),
         )
+        self.scheduler = Scheduler(scheduler_config(config, budgets))
+        tiers = tiers_of(
+            model.device,
+            device_bytes=budgets.adapter_device_bytes,
+            host_bytes=config.adapter_host_bytes,
+            idle_states=config.idle_states,
+        )
+        self.cache = AdapterCache(AdapterStore(config.store), tiers, self._observe)
         around = Surroundings(
             model=model,
             model_hash=model_hash,
@@ -363,7 +364,7 @@ class Engine:
             slots_free=self.slots.table.num_free,
             adapters=adapters,
             adapter_bytes=adapter_bytes,
-            adapter_capacity_bytes={"host": self.cache.capacity_bytes},
+            adapter_capacity_bytes=self.cache.capacities(),
             engine_steps=self._num_steps,
             engine_last_step_duration_s=self._last_duration_s,
             longest_quantum_s=self._times.longest_quantum_s,

@@ -62,8 +62,8 @@ ZEROS = {
     "worker_restarts_total": ("killed", "crashed", "hung", "startup_timeout", "exited"),
     "engine_errors_total": ("intake", "begin", "prefill", "decode", "quantum", "focus", "evict"),
     "oom_total": ("read true", "read false", "prefill false", "decode false", "focus false"),
-    "adapter_hits_total": ("host", "disk"),
-    "adapter_evictions_total": ("host",),
+    "adapter_hits_total": ("device", "host", "disk"),
+    "adapter_evictions_total": ("device", "host"),
 }
 
 
@@ -234,9 +234,9 @@ class Metrics:
             Gauge, "engine_last_step_timestamp_seconds", "End of the last step that did work."
         )
         add(Counter, "oom_total", "Out-of-memory errors.", "phase recovered")
-        add(Counter, "adapter_hits_total", "Adapters found.", "tier")
+        add(Counter, "adapter_hits_total", "Adapters found: device, host, disk.", "tier")
         add(Counter, "adapter_misses_total", "Adapters not found in any tier.")
-        add(Counter, "adapter_evictions_total", "Adapters moved out of a tier for space.", "tier")
+        add(Counter, "adapter_evictions_total", "Adapters moved down a tier for space.", "tier")
 
     def _declare_workers(self) -> None:
         add = self._add

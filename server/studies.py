@@ -16,6 +16,7 @@ from imprint.adapters.imported import read_import
 from imprint.adapters.progress import Progress
 from imprint.adapters.refine import Refiner
 from imprint.models import FastWeightModel
+from imprint.server.budgets import TYPICAL_TOKENS
 from imprint.server.messages import Adapt, Generate
 from imprint.server.records import IMPORT
 
@@ -126,6 +127,12 @@ def estimate_work_tokens(num_tokens: int, config: RefineConfig | None) -> int:
         return num_tokens
     readings = 2 if config.scope == "lora" else 1
     return readings * num_tokens + config.steps * step_tokens(num_tokens, config)
+
+
+def typical_bytes(model: FastWeightModel, segment_tokens: int) -> int:
+    """What `estimate_bytes` says of a document of `TYPICAL_TOKENS` in the default preset."""
+    config = _config({}, segment_tokens)
+    return estimate_bytes(model, TYPICAL_TOKENS, config, segment_tokens)
 
 
 def estimate_bytes(

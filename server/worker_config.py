@@ -30,17 +30,22 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that one engine step prefills at most."""
     adaptation_share: float = 0.5
     """Share of the time that quanta get while answers are decoding; the rest is the answers'."""
-    max_running_adaptations: int = 8
-    max_batched_adaptations: int = 8
+    max_running_adaptations: int | None = None
+    """None: see `budgets_of`, as for the three other budgets that may be None."""
+    max_batched_adaptations: int | None = None
     """Jobs whose quanta of one kind run as one batch, at most."""
     max_quantum_ms: float | None = None
     """Batches are kept as small as this time asks; None: see `quantum_bound_s`."""
-    adaptation_bytes: int = 4 << 30
+    adaptation_bytes: int | None = None
     """Memory that running adaptations may use together, by estimate."""
     max_waiting_requests: int = 256
+    adapter_device_bytes: int | None = None
+    """Capacity of the adapters kept on a GPU; the least recently used move to the host."""
     adapter_host_bytes: int = 1 << 30
-    """Capacity of the adapters kept in memory; the least recently used leave first (they stay on
+    """Capacity of the adapters kept on the host; the least recently used leave first (they stay on
     disk)."""
+    idle_states: Literal["exact", "int8"] = "exact"
+    """How the host keeps the states of adapters that are not in use; see `idle_states.py`."""
     max_tokens: int = 1 << 20
     """Longest document or prompt."""
     heartbeat_interval_s: float = 1.0

@@ -10,6 +10,12 @@ def resident_bytes() -> int:
     return resident
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """What a CUDA device has left for this process, its allocator's empty blocks included."""
+    sizes = device_bytes(device)
+    return sizes["free"] + sizes["reserved"] - sizes["allocated"] if sizes else None
+
+
 def device_bytes(device: torch.device) -> dict[str, int]:
     """Of a CUDA device: allocated and reserved by this process, free and in all; else nothing."""
     if device.type != "cuda":

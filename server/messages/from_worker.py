@@ -207,7 +207,7 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     slots_used: int = 0
     slots_free: int = 0
     adapters: dict[str, int] = {}
-    """Adapters per tier: "host", "disk"."""
+    """Adapters per tier: "device", "host", "disk"; a CPU has no "device" while states are exact."""
     adapter_bytes: dict[str, int] = {}
     adapter_capacity_bytes: dict[str, int] = {}
     engine_steps: int = 0

@@ -621,7 +621,7 @@ def test_running_out_of_memory_halves_the_segment_once(
     rig.study("whole", TEXTS[0])
     faulty.longest = 20  # below the segment of 32, above half of it
     assert rig.study("halved", TEXTS[0]).status == "succeeded"
-    ends = [rig.engine.cache.get(id).state.tensors() for id in ("whole", "halved")]
+    ends = [rig.engine.cache.acquire(id).state.tensors() for id in ("whole", "halved")]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*ends, strict=True))
     faulty.longest = 10
     tokens = rig.tokenizer.encode(TEXTS[0])
@@ -666,7 +666,7 @@ def test_files_that_cannot_be_written_or_read_fail_their_own_job(
 def test_an_adapter_of_another_model_is_refused(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig()
     rig.study("a", TEXTS[0])
-    adapter = rig.engine.cache.get("a")
+    adapter = rig.engine.cache.acquire("a")
     adapter.manifest["model_hash"] = "another"
     rig.ask("r", "a")
     assert one(rig.run(), RequestFailed).code == "adapter_corrupt"

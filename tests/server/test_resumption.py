@@ -74,7 +74,7 @@ class Worker:
 
     def content(self) -> dict[str, str]:
         """The adapter, with the checksum over every bit of it."""
-        adapter = self.engine.cache.get("a")
+        adapter = self.engine.cache.acquire("a")
         return file_metadata(adapter.to_tensors(), adapter.manifest, FORMAT)
 
     def checkpoints(self) -> list[str]:
@@ -200,7 +200,7 @@ def test_halved_segments_begin_again_and_outlive_a_worker(
     second.begin(scope="lora", attempt=2)
     assert steps_of(second.run()) == [3, 4]
     assert not [m for m in second.sent if isinstance(m, AdaptationFailed)]
-    assert second.engine.cache.get("a").manifest["config"]["segment_tokens"] == 16
+    assert second.engine.cache.acquire("a").manifest["config"]["segment_tokens"] == 16
 
 
 # ---- the API process's side ----------------------------------------------------------------------
