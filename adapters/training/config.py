@@ -33,6 +33,8 @@ class PretrainConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     grad_clip: float = 1.0
+    autocast: bool = True
+    """Compute in bfloat16 where that is safe. Slower than float32 on CPUs without such instructions."""
     warmup_steps: int = 100
     decay_fraction: float = 0.25
     """The last part of all tokens, over which the rate falls linearly to a twentieth."""

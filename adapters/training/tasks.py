@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from imprint.adapters.evaluation.wordings import RULER, TRAINING, Wording, join_words
 from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
 from imprint.adapters.training.corpus import Prose
+from imprint.adapters.training.reading_tasks import Passages, chain, short_chain
 from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
 from imprint.models.tokenizer import Tokenizer
 
@@ -22,6 +23,8 @@ PROSE_SHARE = 0.25
 """Share of these tokens that are predicted at all; the rest would cost as much and teach little."""
 FIRST_WEIGHT = 4.0
 """Loss weight of the first characters of an answer."""
+
+_SHORTEST_TRACKING = 512
 
 
 @dataclass(slots=True)
@@ -48,9 +51,13 @@ class Sample:
 class Tasks:
     """Draws samples; `rng` and the arguments decide everything."""
 
-    def __init__(self, prose: Prose, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, prose: Prose, tokenizer: Tokenizer, passages: Passages | None = None
+    ) -> None:
+        """The kind `questions` needs passages."""
         self.prose = prose
         self.tokenizer = tokenizer
+        self.passages = passages
         self.kinds: dict[str, Callable[[random.Random, int], Sample]] = {
             "repeat": self.repeat,
             "needles": self.needles,
@@ -58,6 +65,10 @@ class Tasks:
             "dense": self.dense,
             "pairs": self.pairs,
             "associations": self.associations,
+            "queries": self.queries,
+            "tracking": self.tracking,
+            "chains": self.chains,
+            "questions": self.questions,
             "prose": self.plain_prose,
         }
 
@@ -132,6 +143,10 @@ class Tasks:
         """Needles in RULER's wording."""
         return self._needles(rng, length, [RULER])
 
+    def queries(self, rng: random.Random, length: int) -> Sample:
+        """Needles in RULER's wording; some questions ask for several keys, or for all values."""
+        return self._needles(rng, length, [RULER], several=0.7)
+
     def needles(self, rng: random.Random, length: int) -> Sample:
         """Needles in one to three wordings: the training ones and some of random words."""
         return self._needles(rng, length, [self._wording(rng) for _ in range(rng.randint(1, 3))])
@@ -163,9 +178,14 @@ class Tasks:
             prefix_many=prefix,
         )
 
-    def _needles(self, rng: random.Random, length: int, wordings: list[Wording]) -> Sample:
-        """Up to 16 needles in prose, then questions about all of them."""
-        num_values = 1 if rng.random() < 0.85 else rng.randint(2, 4)
+    def _needles(
+        self, rng: random.Random, length: int, wordings: list[Wording], *, several: float = 0.0
+    ) -> Sample:
+        """Up to 16 needles in prose, then questions about all of them.
+
+        The share `several` has more values a key, or more keys a question.
+        """
+        num_values = 1 if rng.random() < 0.85 - 0.4 * several else rng.randint(2, 4)
         largest = max(min(length // (64 * num_values), 16 // num_values), 1)
         keys = {self.key(rng) for _ in range(rng.randint(1, rng.randint(1, largest)))}
         held = [
@@ -174,7 +194,7 @@ class Tasks:
         ]
         rng.shuffle(held)
         encode = self.tokenizer.encode_batch
-        asked = [encode(self._question(rng, *item)) for item in held]
+        asked = [encode(self._question(rng, *item)) for item in self._groups(rng, held, several)]
         needles = encode(
             [" " + w.needle.format(key=key, value=v) for w, key, vs in held for v in vs]
         )
@@ -192,6 +212,20 @@ class Tasks:
             sample.add(prompt, 0.0)
             sample.add_answer(target)
         return sample
+
+    def _groups(
+        self, rng: random.Random, held: list[tuple[Wording, str, list[str]]], several: float
+    ) -> list[tuple[Wording, str, list[str]]]:
+        """The keys as they are asked for: alone, or some of one wording together."""
+        if len(held) < 2 or rng.random() >= several or len({w.name for w, _, _ in held}) > 1:
+            return held
+        groups, start = [], 0
+        while start < len(held):
+            part = held[start : start + rng.randint(1, 4)]
+            values = [value for _, _, values in part for value in values]
+            groups.append((part[0][0], join_words([key for _, key, _ in part]), values))
+            start += len(part)
+        return groups
 
     def dense(self, rng: random.Random, length: int) -> Sample:
         """Needles of one wording with little between them, then a question about each: what is
@@ -266,7 +300,7 @@ class Tasks:
         many = len(values) > 1
         question = (wording.question_many if many else wording.question).format(query=key)
         answers = list(values)
-        if many:
+        if many and len(values) <= 4 and ", and " not in key:  # else in the order of the keys
             rng.shuffle(answers)
         prefix = (wording.prefix_many if many else wording.prefix).format(query=key)
         draw = rng.random()
@@ -294,6 +328,53 @@ class Tasks:
                 )
                 sample.add(prompt, 0.0)
                 sample.add_answer(target)
+        return sample
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
+
+    def _ask(self, sample: Sample, question: str, answer: str) -> None:
+        prompt = DEFAULT_QUESTION_TEMPLATE.format(question=question)
+        tokens, target = self.tokenizer.encode_batch([prompt, f" {answer}\n"])
+        sample.add(tokens, 0.0)
+        sample.add_answer(target)
+
+    def tracking(self, rng: random.Random, length: int) -> Sample:
+        """A chain of variables in noise, as RULER hides it; short ones where that does not fit."""
+        if length < _SHORTEST_TRACKING:
+            return self.chains(rng, length)
+        sample = Sample()
+        prompt, answer = chain(rng, self._num_tokens, length)
+        tokens, target = self.tokenizer.encode_batch([prompt, answer])
+        sample.add(tokens, PROSE_WEIGHT / 4)
+        sample.add(target, 1.0)
+        return sample
+
+    def chains(self, rng: random.Random, length: int) -> Sample:
+        """Short chains of variables, and which names hold a value."""
+        sample = Sample()
+        while len(sample.tokens) < length:
+            sentences = self.prose.run(rng, 300) if rng.random() < 0.5 else []
+            document, questions = short_chain(rng, sentences)
+            sample.add(self.tokenizer.encode(document), PROSE_WEIGHT)
+            for question, answer in questions:
+                self._ask(sample, question, answer)
+            sample.add(self.tokenizer.encode("\n"), 0.0)
+        return sample
+
+    def questions(self, rng: random.Random, length: int) -> Sample:
+        """Passages, then all the questions about them. Raises ValueError without a file of them."""
+        if self.passages is None:
+            raise ValueError("the kind 'questions' needs a file of questions")
+        sample = Sample()
+        while (room := length - len(sample.tokens)) > 64:
+            asked = self.passages.draw(rng, self._num_tokens, room)
+            if asked is None:
+                break
+            sample.add(self.tokenizer.encode(asked.document), PROSE_WEIGHT)
+            for question, answer in asked.questions:
+                self._ask(sample, question, answer)
+            sample.add(self.tokenizer.encode("\n"), 0.0)
         return sample
 
 
