@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-SELECTIONS: Final = ("entropy", "uniform", "argmax", "argmin")
+SELECTIONS: Final = ("entropy", "uniform", "argmax", "argmin", "write")
 BRANCHES: Final = ("continue", "recall", "mixed")
 REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact", "ngram", "edit")
 ADVANTAGES: Final = ("grpo", "rloo", "dr_grpo")
@@ -46,6 +46,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "lora_rank": (1, 256),
     "segment_tokens": (16, 65536),
     "temperature": (1e-2, 10.0),
+    "write_gamma": (0.0, 1e3),
     "focus_gamma": (0.0, 1e3),
     "focus_window": (1, 1024),
     "focus_spread": (0.0, 1.0),
@@ -82,7 +83,8 @@ class RefineConfig:
     group_size: int = 4
     """Rollouts per position (n); with 1, all positions of the document form one group."""
     selection: str = "entropy"
-    """How a position is chosen inside its segment: entropy, uniform, argmax or argmin."""
+    """How positions are chosen: one in each segment by entropy, uniform, argmax or argmin; or
+    anywhere by write, where the memory itself wrote most strongly while it was read."""
     selection_temperature: float = 1.0
     """tau of softmax(entropy / tau), in nats."""
     smoothing: int = 0
@@ -128,6 +130,8 @@ class RefineConfig:
     """Tokens of one reading segment (C): bounds activation memory and the longest quantum."""
     temperature: float = 1.0
     """Sampling temperature of the rollouts."""
+    write_gamma: float = 3.0
+    """Weight of the writing strength, in standard deviations, with selection = write."""
     focus_gamma: float = 25.0
     """Weight of relevance (0 to 1) against entropy in nats when questions choose the positions."""
     focus_window: int = 16

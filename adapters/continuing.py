@@ -38,12 +38,13 @@ def read_on(
     segment_tokens: int,
     entropy: bool = True,
     keep_states: bool = False,
+    writes: bool = False,
 ) -> Calls[Reading]:
     """Read a document, or only what follows `base`, an adapter for which `begins` holds.
 
-    With `keep_states` all of it is read, for an adapter has the state of its end alone.
+    With `keep_states` or `writes` all of it is read, for an adapter has the state of its end alone.
     """
-    if base is None or keep_states:
+    if base is None or keep_states or writes:
         return (
             yield from read_segments(
                 model,
@@ -51,6 +52,7 @@ def read_on(
                 segment_tokens=segment_tokens,
                 entropy=entropy,
                 keep_states=keep_states,
+                writes=writes,
             )
         )
     reading = yield from read_segments(

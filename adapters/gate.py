@@ -28,6 +28,7 @@ from imprint.models.tokenizer import Tokenizer
 
 _PROBE_STEP = (1 << 19) - 1  # a step no run reaches: keeps the probe's random stream apart
 _MAX_NEUTRAL_TOKENS = 256
+_STRONGEST = 1e3  # a weight that leaves nothing to chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +64,35 @@ def load_neutral(folder: Path, tokenizer: Tokenizer) -> list[int] | None:
     return tokenizer.encode(path.read_text(encoding="utf-8"))[:_MAX_NEUTRAL_TOKENS]
 
 
-def probe_places(entropy_T: Tensor, config: RefineConfig, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Places P to be held out, and excluded_T marking the tokens they ask for.
-
-    At most an eighth of the document's tokens is held out; short documents have fewer places, the
-    shortest none. Places are drawn like positions: one a segment, by entropy.
-    """
-    num_tokens, length = entropy_T.numel(), config.rollout_length
+def num_probe_places(num_tokens: int, config: RefineConfig) -> int:
+    """How many places judge a study of a document of `num_tokens`."""
     single = config.replace(group_size=1)  # the probe rolls nothing out
     most = MAX_BRANCH_TOKENS // single.branch_tokens
-    num_places = min(config.probe_places, num_tokens // (8 * length), most)
+    return min(config.probe_places, num_tokens // (8 * config.rollout_length), most)
+
+
+def probe_places(
+    entropy_T: Tensor, config: RefineConfig, *, seed: int, write_T: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Places P that judge, and excluded_T marking the tokens that are held out for them.
+
+    They ask for an eighth of the document's tokens at most; short documents have fewer places, the
+    shortest none. Places are drawn like positions: one a segment, by entropy. With selection by
+    `write` they are the most strongly written ones, and nothing is held out: what the memory holds
+    is little, and what is left out of studying it is lost.
+    """
+    num_tokens, length = entropy_T.numel(), config.rollout_length
+    num_places = num_probe_places(num_tokens, config)
     excluded_T = torch.zeros(num_tokens, dtype=torch.bool)
     if num_places == 0:
         return torch.empty(0, dtype=torch.long), excluded_T
-    spread = single.replace(positions=num_places)
+    spread = config.replace(group_size=1, positions=num_places)
+    if config.selection == "write":
+        strongest = spread.replace(write_gamma=_STRONGEST)
+        places_P = select_positions(
+            entropy_T, strongest, seed=seed, step=_PROBE_STEP, write_T=write_T
+        )
+        return places_P, excluded_T
     places_P = select_positions(entropy_T, spread, seed=seed, step=_PROBE_STEP)
     for place in places_P.tolist():
         excluded_T[place : place + length] = True
@@ -141,12 +157,16 @@ def probe_call(
     config: RefineConfig,
     *,
     delta: LoraDelta | None,
+    cue_tokens: int | None = None,
 ) -> Probe:
-    """Ask the places from `end_state` (batch 1). With Q deltas the places are grouped by delta."""
+    """Ask the places from `end_state` (batch 1). With Q deltas the places are grouped by delta.
+
+    `cue_tokens` replaces the config's.
+    """
     length = config.rollout_length
     asked_PK = continuations(tokens_T, places_P, length)
     # the last token asked for need not be read
-    cues = Cues.before(tokens_T, places_P, config.cue_tokens)
+    cues = Cues.before(tokens_T, places_P, cue_tokens or config.cue_tokens)
     rows = cues.followed_by(asked_PK[:, :-1])
     return Probe(model, rows, asked_PK, end_state, delta)
 

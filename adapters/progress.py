@@ -53,6 +53,8 @@ class Begun:
     """As the document was read; less than was asked for where memory had run out."""
     entropy_T: Tensor
     """Under the base weights, float32."""
+    write_T: Tensor | None
+    """Writing strengths of the base weights, where positions are chosen by them."""
     end: BranchStart
     """Under the base weights."""
     base: ProbeResult
@@ -141,6 +143,7 @@ class Progress:
             "entropy": begun.entropy_T,
             "hidden": begun.end.hidden_ND,
             "probe": begun.base.nll_P,
+            **({} if begun.write_T is None else {"write": begun.write_T}),
             **begun.end.state.to_tensors(),
         }
         manifest = {"segment_tokens": begun.segment_tokens, "usage": begun.usage}
@@ -191,6 +194,7 @@ def _read_begun(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Begun:
     return Begun(
         segment_tokens=manifest["segment_tokens"],
         entropy_T=tensors["entropy"],
+        write_T=tensors.get("write"),
         end=BranchStart(tensors["hidden"], RecurrentState.from_tensors(tensors)),
         base=ProbeResult(tensors["probe"]),
         usage=manifest["usage"],

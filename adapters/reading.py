@@ -42,6 +42,9 @@ class Reading:
     """Entropy of the next-token distribution after each token, in nats; None if not asked for."""
     end: BranchStart
     """State and hidden state after the last token."""
+    write_T: Tensor | None = None
+    """How strongly each token was written into the memory, on the mean over layers, float32; None
+    if not asked for."""
 
     @property
     def num_segments(self) -> int:
@@ -61,6 +64,7 @@ class SegmentRead:
     """After its last token."""
     state: RecurrentState
     entropy_C: Tensor | None
+    write_C: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +77,7 @@ class ReadSegment(Call[SegmentRead]):
     state: RecurrentState
     delta: LoraDelta | None
     entropy: bool
+    writes: bool = False
 
     @property
     def work(self) -> Work:
@@ -80,15 +85,19 @@ class ReadSegment(Call[SegmentRead]):
 
     @property
     def key(self) -> Hashable:
-        return ("read", self.tokens_C.numel(), self.entropy, delta_key(self.delta))
+        what = (self.entropy, self.writes)
+        return ("read", self.tokens_C.numel(), what, delta_key(self.delta))
 
     @torch.no_grad()
     def together(self, calls: Sequence[Self]) -> list[SegmentRead]:
+        writes: list[Tensor] | None = [] if self.writes else None
         hidden_BCD, states = self.model(
             torch.stack([call.tokens_C for call in calls]),
             stacked_states([call.state for call in calls]),
             delta=stacked_deltas([call.delta for call in calls]),
+            writes=writes,
         )
+        write_BC = torch.stack(writes).mean(0) if writes else None
         # one document at a time: the logits of a segment fill the caches as it is
         entropies = [self.model.entropies(hidden_CD) for hidden_CD in hidden_BCD if self.entropy]
         return [
@@ -97,6 +106,7 @@ class ReadSegment(Call[SegmentRead]):
                 # a copy: a view would keep the states of all documents
                 states if len(calls) == 1 else states.slice(i, i + 1).clone(),
                 entropies[i] if self.entropy else None,
+                None if write_BC is None else write_BC[i].clone(),
             )
             for i in range(len(calls))
         ]
@@ -111,6 +121,7 @@ def read_segments(
     entropy: bool = True,
     keep_states: bool = True,
     state: RecurrentState | None = None,
+    writes: bool = False,
 ) -> Calls[Reading]:
     """Read a document of one token or more, a call a segment; returns its Reading."""
     if tokens_T.numel() == 0:
@@ -121,21 +132,25 @@ def read_segments(
     # segments would hold the heap apart, and memory would grow with the document
     states = model.init_state(len(segments)) if keep_states else None
     entropy_T = _empty_like_logits(model, tokens_T) if entropy else None
+    written: list[Tensor] = []
     hidden_1D = torch.empty(0)
     for i, segment_C in enumerate(segments):
         if states is not None:
             states.write_([i], state)
-        read = yield from ask(ReadSegment(model, segment_C, state, delta, entropy))
+        read = yield from ask(ReadSegment(model, segment_C, state, delta, entropy, writes))
         hidden_1D, state = read.hidden_1D, read.state
         if entropy_T is not None and read.entropy_C is not None:
             first = i * segment_tokens
             entropy_T[first : first + segment_C.numel()] = read.entropy_C
+        if read.write_C is not None:
+            written.append(read.write_C)
     return Reading(
         tokens_T=tokens_T,
         segment_tokens=segment_tokens,
         states=states,
         entropy_T=entropy_T,
         end=BranchStart(hidden_1D, state.clone()),
+        write_T=torch.cat(written) if writes else None,
     )
 
 

@@ -90,9 +90,16 @@ class Refiner:
             yield Quantum(
                 phase="select", num_tokens=0, steps=self.config.steps, entropy_T=entropy_T
             )
-        places_P, excluded_T = probe_places(entropy_T, self.config, seed=self.seed)
+        places_P, excluded_T = probe_places(
+            entropy_T, self.config, seed=self.seed, write_T=reading.write_T
+        )
         room = select_positions(
-            entropy_T, self.config, seed=self.seed, step=0, excluded_T=excluded_T
+            entropy_T,
+            self.config,
+            seed=self.seed,
+            step=0,
+            excluded_T=excluded_T,
+            write_T=reading.write_T,
         )
         if len(places_P) == 0 or len(room) == 0:
             self._finish(reading, None, refused("the document is too short to adapt and to judge"))
@@ -114,6 +121,13 @@ class Refiner:
         return self._best
 
     @property
+    def _probe_cue(self) -> int:
+        # places that are studied as well are asked with less before them: what counts is the
+        # memory, not the cue
+        cue = self.config.cue_tokens
+        return max(cue // 2, 1) if self.config.selection == "write" else cue
+
+    @property
     def _needs_states(self) -> bool:
         # branches that continue leave from the base model's reading of the document
         return self.config.scope == "query_lora" and self.config.branches != "recall"
@@ -126,6 +140,7 @@ class Refiner:
             segment_tokens=self.config.segment_tokens,
             entropy=entropy,
             keep_states=self._needs_states,
+            writes=self.config.selection == "write",
         )
         return (yield from usage.run(work, 0, self.config.steps))
 
@@ -170,15 +185,19 @@ class Refiner:
                 states=None,
                 entropy_T=begun.entropy_T,
                 end=end,
+                write_T=begun.write_T,
             )
         reading = yield from self._read(Usage(), entropy=False)
-        return dataclasses.replace(reading, entropy_T=begun.entropy_T, end=end)
+        return dataclasses.replace(
+            reading, entropy_T=begun.entropy_T, end=end, write_T=begun.write_T
+        )
 
     def _keep_begun(self, reading: Reading, entropy_T: Tensor, base: ProbeResult) -> None:
         if self._progress is not None:
             begun = Begun(
                 segment_tokens=self.config.segment_tokens,
                 entropy_T=entropy_T,
+                write_T=reading.write_T,
                 end=reading.end,
                 base=base,
                 usage=self.usage.to_dict(),
@@ -205,7 +224,15 @@ class Refiner:
     def _probe(
         self, places_P: Tensor, end_state: RecurrentState, delta: LoraDelta | None, step: int
     ) -> Study[ProbeResult]:
-        call = probe_call(self.model, self.tokens_T, places_P, end_state, self.config, delta=delta)
+        call = probe_call(
+            self.model,
+            self.tokens_T,
+            places_P,
+            end_state,
+            self.config,
+            delta=delta,
+            cue_tokens=self._probe_cue,
+        )
         return self.usage.run(ask(call), step, self.config.steps)
 
     def _steps(
@@ -271,7 +298,12 @@ class Refiner:
                 excluded_T=excluded_T,
             )
         positions_N = select_positions(
-            entropy_T, self.config, seed=self.seed, step=step, excluded_T=excluded_T
+            entropy_T,
+            self.config,
+            seed=self.seed,
+            step=step,
+            excluded_T=excluded_T,
+            write_T=reading.write_T,
         )
         return query_step(
             self.model,

@@ -1,4 +1,4 @@
-"""Which positions of a document a step works on: entropy selection, and focus on known questions.
+"""Which positions of a document a step works on: by entropy, by what was written, by questions.
 
 A position p is a number of document tokens read: the branch there predicts x[p : p + k]. Scores are
 held at index p - 1, the last token read. Limit: arithmetic on scores; no model is run here.
@@ -57,12 +57,18 @@ def select_positions(
     seed: int,
     step: int,
     excluded_T: Tensor | None = None,
+    write_T: Tensor | None = None,
 ) -> Tensor:
     """One position in each of c equal segments of the document, margins apart, in ascending order.
 
-    Within a segment the position is drawn from softmax(entropy / tau) or by `config.selection`.
-    Short documents give fewer positions, documents of up to k tokens none.
+    Within a segment the position is drawn from softmax(entropy / tau) or by `config.selection`;
+    `write` needs `write_T` and draws over the whole document, see `write_positions`. Short
+    documents give fewer positions, documents of up to k tokens none.
     """
+    if config.selection == "write":
+        if write_T is None:
+            raise ValueError("selection by write needs the writing strengths of a reading")
+        return write_positions(write_T, config, seed=seed, step=step, excluded_T=excluded_T)
     positions_N = allowed_positions(entropy_T.numel(), config, excluded_T)
     scores_T = smooth_entropy(entropy_T.double().cpu(), config.smoothing_width)
     counters = _SELECTION_STREAM + (step << 20) + torch.arange(config.positions)
@@ -84,6 +90,38 @@ def _choose(scores: Tensor, config: RefineConfig, uniform: float) -> int:
         scores = torch.zeros_like(scores)
     mass = (scores / config.selection_temperature).softmax(0).cumsum(0)
     return min(int(torch.searchsorted(mass, uniform * mass[-1])), len(scores) - 1)
+
+
+def write_positions(
+    write_T: Tensor,
+    config: RefineConfig,
+    *,
+    seed: int,
+    step: int,
+    excluded_T: Tensor | None = None,
+) -> Tensor:
+    """Up to c positions whose next k tokens the memory wrote most strongly, ascending.
+
+    What a trained memory writes is what it has learnt to be asked for. Drawn over the whole
+    document from softmax(gamma * z), without replacement (Gumbel top-c) and more than k / 2 tokens
+    apart; z is the mean strength of the k tokens, in standard deviations over the document.
+    """
+    length = config.rollout_length
+    positions_N = allowed_positions(write_T.numel(), config, excluded_T)
+    if len(positions_N) == 0:
+        return positions_N
+    sums = F.pad(write_T.double().cpu().cumsum(0), (1, 0))
+    strength_N = (sums[positions_N + length] - sums[positions_N]) / length
+    spread = strength_N.std(correction=0).clamp_min(1e-12)
+    uniform_N = counter_uniform(seed, _SELECTION_STREAM + (step << 40) + positions_N)
+    noise_N = -(-uniform_N.log()).log()
+    noisy_N = noise_N + config.write_gamma * (strength_N - strength_N.mean()) / spread
+    chosen: list[Tensor] = []
+    while len(chosen) < config.positions and bool(noisy_N.isfinite().any()):
+        best = positions_N[noisy_N.argmax()]
+        chosen.append(best)
+        noisy_N[(positions_N - best).abs() <= length // 2] = -torch.inf
+    return torch.stack(chosen).sort().values
 
 
 def focus_positions(

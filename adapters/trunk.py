@@ -41,21 +41,32 @@ def trunk_step(
 ) -> Calls[StepResult]:
     """Accumulate the gradient of lambda_rl * L_NSP + lambda_ntp * L_NTP.
 
-    `delta` is applied to the document and to its branches (scope lora). Positions are selected by
-    entropy unless given; a document too short for any gets the next-token loss alone. Where a group
-    is a position, its rollouts are drawn when its segment is read the second time; a group that
-    spans the document (one rollout each) needs all rewards first: its rollouts are drawn before.
+    `delta` is applied to the document and to its branches (scope lora). Positions are selected as
+    the config says unless given; a document too short for any gets the next-token loss alone. Where
+    a group is a position, its rollouts are drawn when its segment is read the second time; a group
+    that spans the document (one rollout each) needs all rewards first: its rollouts are drawn
+    before.
     """
     drawn = config.lambda_rl > 0
     scored = drawn and config.selection != "uniform" and positions_N is None
     reading = yield from read_segments(
-        model, tokens_T, segment_tokens=config.segment_tokens, delta=delta, entropy=scored
+        model,
+        tokens_T,
+        segment_tokens=config.segment_tokens,
+        delta=delta,
+        entropy=scored,
+        writes=positions_N is None and config.selection == "write",
     )
     if positions_N is None:
         entropy_T = reading.entropy_T if scored else torch.zeros(tokens_T.numel())
         assert entropy_T is not None
         positions_N = select_positions(
-            entropy_T, config, seed=seed, step=step, excluded_T=excluded_T
+            entropy_T,
+            config,
+            seed=seed,
+            step=step,
+            excluded_T=excluded_T,
+            write_T=reading.write_T,
         )
     positions_N = positions_N.sort().values if drawn else positions_N[:0]
     branches = BranchSet(model, config, tokens_T, positions_N.unsqueeze(0), seeds=[seed], step=step)

@@ -48,8 +48,12 @@ class Mixer(nn.Module, ABC):
         delta: LoraDelta | None,
         lengths_B: Tensor | None,
         stops: Sequence[int] | None,
+        writes: list[Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """Mix T >= 1 normalised inputs into `state`; see `FastWeightModel.forward`."""
+        """Mix T >= 1 normalised inputs into `state`; see `FastWeightModel.forward`.
+
+        With `writes`, append how strongly each token is written into the memory: [B, T].
+        """
 
     same_work_each_step: ClassVar[bool] = False
     """Whether `step_` runs the same kernels whatever the state holds, and never waits for the
@@ -92,8 +96,10 @@ class Layer(nn.Module):
         delta: LoraDelta | None,
         lengths_B: Tensor | None,
         stops: Sequence[int] | None,
+        writes: list[Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        mixed_BTD, new_state = self.attn(self.attn_norm(x_BTD), state, delta, lengths_B, stops)
+        inputs_BTD = self.attn_norm(x_BTD)
+        mixed_BTD, new_state = self.attn(inputs_BTD, state, delta, lengths_B, stops, writes)
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD), delta), new_state
 
@@ -155,6 +161,7 @@ class FastWeightModel(nn.Module):
         delta: LoraDelta | None = None,
         lengths_B: Tensor | None = None,
         stops: Sequence[int] | None = None,
+        writes: list[Tensor] | None = None,
     ) -> tuple[Tensor, RecurrentState]:
         """Read T >= 1 tokens after `state` (None: a document's start).
 
@@ -163,7 +170,8 @@ class FastWeightModel(nn.Module):
         the padding changes no state, and its hidden states mean nothing. A `state` of fewer rows,
         P of them, is shared: each serves B / P rows in order, and short reads do not copy it.
         `stops` (one row, no lengths), ascending token counts in 1 ... T, asks for the state after
-        each of them: these are the rows of the new state.
+        each of them: these are the rows of the new state. To a list `writes` every layer appends
+        how strongly it wrote each token into its memory, [B, T].
         """
         if state is None:
             state = self.init_state(tokens_BT.shape[0])
@@ -172,7 +180,7 @@ class FastWeightModel(nn.Module):
         x_BTD = self.model.embeddings(tokens_BT)
         new_layers = []
         for layer, layer_state in zip(self.model.layers, state.layers, strict=True):
-            x_BTD, new_layer = layer(x_BTD, layer_state, delta, lengths_B, stops)
+            x_BTD, new_layer = layer(x_BTD, layer_state, delta, lengths_B, stops, writes)
             new_layers.append(new_layer)
         return self.model.norm(x_BTD), RecurrentState(tuple(new_layers))
 

@@ -69,6 +69,7 @@ class DeltaNetMixer(Mixer):
         delta: LoraDelta | None,
         lengths_B: Tensor | None,
         stops: Sequence[int] | None,
+        writes: list[Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         cfg = self.config
         new_state: LayerState = {}
@@ -85,6 +86,8 @@ class DeltaNetMixer(Mixer):
             projected.append(torch.unflatten(y_BTD, -1, (num_heads, -1)).transpose(1, 2))
         q_BHTK, k_BHTK, v_BHTV = projected
         gates = self._gates(x_BTD, delta, lengths_B)
+        if writes is not None:
+            writes.append(gates[0].detach().float().mean(1))
         with torch.autocast(x_BTD.device.type, enabled=False):
             q_BHTK, k_BHTK = l2_normalize(q_BHTK), l2_normalize(k_BHTK)
             o_BTHV, new_state["S"] = self._delta_rule(

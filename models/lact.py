@@ -128,6 +128,7 @@ class LactMixer(Mixer):
         delta: LoraDelta | None,
         lengths_B: Tensor | None,
         stops: Sequence[int] | None,
+        writes: list[Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         cfg = self.config
         batch, num_tokens, _ = x_BTD.shape
@@ -140,6 +141,8 @@ class LactMixer(Mixer):
         if cfg.attn_qk_norm:
             q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
         rates_BTR = self._rates(x_BTD, delta)
+        if writes is not None:
+            writes.append(rates_BTR[..., : 3 * cfg.num_lact_heads].detach().float().mean(-1))
         with torch.autocast(x_BTD.device.type, enabled=False):
             first_B1 = spread(state["position"], batch).unsqueeze(1)
             angles = self._angles(first_B1 + torch.arange(num_tokens, device=x_BTD.device))

@@ -20,7 +20,7 @@ from imprint.adapters.evaluation.arm_names import ARMS
 from imprint.adapters.evaluation.compute import next_token_config, token_passes
 from imprint.adapters.evaluation.retrieval import PassageIndex, RetrievalConfig
 from imprint.adapters.focus import Focus
-from imprint.adapters.gate import probe_places
+from imprint.adapters.gate import num_probe_places
 from imprint.adapters.quantum import Usage, quanta_alone
 from imprint.adapters.reading import read_segments
 from imprint.adapters.refine import Refiner
@@ -151,12 +151,11 @@ class CaseArms:
 
     def ntp_only(self) -> ArmAnswers:
         """A study without rollouts that costs what `adapted` does, gate on."""
-        refine, entropy_T = self.setup.refine, self._reading.value.entropy_T
-        places_P, _ = probe_places(entropy_T.cpu(), refine, seed=self.seed)
+        refine = self.setup.refine
         config = next_token_config(
             refine,
             num_tokens=len(self.document),
-            num_places=len(places_P),
+            num_places=num_probe_places(len(self.document), refine),
             num_neutral=len(self.setup.neutral or ()),
             budget=self._study.token_passes,
         )

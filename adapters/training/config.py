@@ -34,7 +34,7 @@ class PretrainConfig:
     weight_decay: float = 0.05
     grad_clip: float = 1.0
     autocast: bool = True
-    """Compute in bfloat16 where that is safe. Slower than float32 on CPUs without such instructions."""
+    """Compute in bfloat16 where that is safe: slower on CPUs without instructions for it."""
     warmup_steps: int = 100
     decay_fraction: float = 0.25
     """The last part of all tokens, over which the rate falls linearly to a twentieth."""

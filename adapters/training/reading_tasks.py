@@ -10,6 +10,7 @@ import random
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from imprint.adapters.evaluation.question_files import FileQuestion
 from imprint.adapters.evaluation.tracking import build_tracking
@@ -56,7 +57,8 @@ class Passages:
         while misses < _MISSES and len(chosen) < most:
             context = rng.choice(self._contexts)
             pairs = self._asked[context]
-            size = num_tokens(context) + 8 + sum(num_tokens(q) + num_tokens(a) + 8 for q, a in pairs)
+            size = num_tokens(context) + 8
+            size += sum(num_tokens(question) + num_tokens(answer) + 8 for question, answer in pairs)
             if size > room or context in chosen:
                 misses += 1
                 continue
@@ -99,7 +101,7 @@ def short_chain(rng: random.Random, prose: Sequence[str]) -> tuple[str, list[tup
         held, names = names[:num], names[num:]
         value = str(rng.randint(10_000, 99_998))
         statements = [f"VAR {held[0]} = {value}"]
-        statements += [f"VAR {b} = VAR {a}" for a, b in zip(held, held[1:], strict=False)]
+        statements += [f"VAR {b} = VAR {a}" for a, b in pairwise(held)]
         chains.append(statements)
         questions.append(
             (

@@ -58,6 +58,15 @@ def test_no_rollout_ever_covers_a_held_out_token(seed: int, num_tokens: int, len
                 assert not bool(excluded[position : position + length].any())
 
 
+def test_chosen_by_writing_the_strongest_places_judge_and_nothing_is_held_out() -> None:
+    config = RefineConfig(selection="write", rollout_length=5, probe_places=2)
+    strength = torch.zeros(300)
+    strength[50:55] = strength[200:205] = 1.0
+    places, excluded = probe_places(torch.ones(300), config, seed=0, write_T=strength)
+    assert places.tolist() == [50, 200]
+    assert not bool(excluded.any())
+
+
 def test_places_do_not_depend_on_the_rollouts() -> None:
     # a large group bounds the positions of a step, but the probe rolls nothing out
     entropy = entropies(20_000)

@@ -143,6 +143,19 @@ def test_ended_after_every_step_it_leaves_the_same_adapter(
     assert study.counts == [*["written"] * 2, *["resumed", "written"] * 2, "resumed"]
 
 
+@pytest.mark.parametrize("lambda_rl", [0.4, 0.0])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_writing_strengths_are_kept(
+    bench: Callable[..., Bench], scope: str, lambda_rl: float
+) -> None:
+    study = bench(scope=scope, selection="write", lambda_rl=lambda_rl)
+    right, events = study.whole()
+    got, told, resumed_at = interrupted(study, extra=0)
+    assert got == right
+    assert told == events
+    assert resumed_at == [1, 2, 3]
+
+
 @pytest.mark.parametrize("preset", ["default", "fast", "paper"])
 def test_every_preset_goes_on(
     tmp_path: Path, tiny_model: DeltaNet, document: list[int], preset: str

@@ -16,6 +16,7 @@ from imprint.adapters.selection import (
     relevance,
     select_positions,
     smooth_entropy,
+    write_positions,
 )
 
 
@@ -157,3 +158,59 @@ def test_focus_on_short_documents(length: int) -> None:
     config = RefineConfig(positions=4, rollout_length=5)
     positions = focus_positions(entropy(length), torch.zeros(length), config, seed=0, step=0)
     assert len(positions) == max(0, min(4, length - 5))
+
+
+def written(length: int, *places: int) -> torch.Tensor:
+    strength = 0.1 * torch.rand(length, generator=torch.Generator().manual_seed(1))
+    for place in places:
+        strength[place : place + 5] += 1.0
+    return strength
+
+
+def test_what_was_written_most_strongly_is_chosen() -> None:
+    config = RefineConfig(selection="write", positions=3, rollout_length=5, write_gamma=100.0)
+    positions = write_positions(written(400, 50, 200, 330), config, seed=0, step=0)
+    assert positions.tolist() == [50, 200, 330]
+    same = select_positions(
+        entropy(400), config, seed=0, step=0, write_T=written(400, 50, 200, 330)
+    )
+    assert same.tolist() == positions.tolist()
+
+
+def test_without_weight_writing_decides_nothing() -> None:
+    config = RefineConfig(selection="write", positions=4, rollout_length=5, write_gamma=0.0)
+    chosen = Counter(
+        int(place) // 100
+        for step in range(100)
+        for place in write_positions(written(400, 50), config, seed=0, step=step)
+    )
+    assert min(chosen.values()) > 60  # a hundred each, on the mean
+
+
+def test_chosen_by_writing_they_lie_apart_and_outside_what_is_held_out() -> None:
+    config = RefineConfig(selection="write", positions=30, rollout_length=9)
+    excluded = torch.zeros(300, dtype=torch.bool)
+    excluded[100:120] = True
+    positions = write_positions(written(300, 102), config, seed=3, step=1, excluded_T=excluded)
+    assert torch.all(positions.diff() > 4)
+    assert not any(bool(excluded[p : p + 9].any()) for p in positions.tolist())
+    again = write_positions(written(300, 102), config, seed=3, step=1, excluded_T=excluded)
+    assert torch.equal(positions, again)
+    other = write_positions(written(300, 102), config, seed=3, step=2, excluded_T=excluded)
+    assert not torch.equal(positions, other)
+
+
+@given(st.integers(0, 60), st.integers(1, 12), st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_writing_in_documents_of_any_length(length: int, count: int, rollout: int) -> None:
+    config = RefineConfig(selection="write", positions=count, rollout_length=rollout)
+    positions = write_positions(torch.ones(length), config, seed=0, step=0).tolist()
+    assert positions == sorted(set(positions))
+    assert len(positions) <= count
+    assert bool(positions) == (length > rollout)
+    assert all(1 <= position <= length - rollout for position in positions)
+
+
+def test_selection_by_writing_needs_the_strengths() -> None:
+    with pytest.raises(ValueError, match="writing strengths"):
+        select_positions(entropy(50), RefineConfig(selection="write"), seed=0, step=0)
