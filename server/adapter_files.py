@@ -69,6 +69,10 @@ class AdapterFiles:
             path.unlink(missing_ok=True)
             raise
 
+    async def discard(self, id: str) -> None:
+        """Delete the file of an import that nothing comes of."""
+        await _to_thread(lambda: self._imports.path(id).unlink(missing_ok=True))
+
 
 async def _write(path: Path, body: AsyncIterator[bytes]) -> None:
     with await _to_thread(lambda: path.open("wb")) as file:

@@ -1,8 +1,9 @@
 """`Idempotency-Key`: a request that is sent again gets the reply of the first time.
 
 A route takes part when its router has `route_class=IdempotentRoute` and the route depends on
-`IDEMPOTENT`. Kept are whole successful replies; streams and refusals are not. The reply is written
-after the work: where the server dies between the two, the request is done again.
+`IDEMPOTENT`; one whose body is too large to be held calls `Replays.once` itself. Kept are whole
+successful replies; streams and refusals are not. The reply is written after the work: where the
+server dies between the two, the request is done again.
 """
 
 import hashlib
@@ -100,35 +101,47 @@ class IdempotentRoute(APIRoute):
             return handle
 
         async def handle_once(request: Request) -> Response:
-            keys = request.headers.getlist("idempotency-key")
-            if not keys:
+            key = idempotency_key(request)
+            if key is None:
                 return await handle(request)
-            if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-                raise InvalidRequestError(
-                    "Idempotency-Key must be 1 to 255 printable ASCII characters, sent once",
-                    code="invalid_idempotency_key",
-                    param="Idempotency-Key",
-                )
             sha256 = await _fingerprint(request)
             replays: Replays = request.app.state.services.replays
             owner: str = request.state.owner
-            return await replays.once(owner, keys[0], sha256, lambda: handle(request))
+            return await replays.once(owner, key, sha256, lambda: handle(request))
 
         return handle_once
 
 
+def idempotency_key(request: Request) -> str | None:
+    """The request's key, if it has one. Raises InvalidRequestError for what cannot be one."""
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+        raise InvalidRequestError(
+            "Idempotency-Key must be 1 to 255 printable ASCII characters, sent once",
+            code="invalid_idempotency_key",
+            param="Idempotency-Key",
+        )
+    return keys[0]
+
+
+def fingerprint(request: Request, content: bytes) -> str:
+    """Of path, media type and `content`: the same for a request that is sent again."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    head = f"{request.url.path}\n{media_type}\n".encode()
+    return hashlib.sha256(head + hashlib.sha256(content).digest()).hexdigest()
+
+
 async def _fingerprint(request: Request) -> str:
-    """Of path, type and body; a form's boundary, which clients draw anew each time, left out."""
+    """Of the whole request; a form's boundary, which clients draw anew each time, left out."""
     try:
         body = await request.body()
     except ClientDisconnect:
         raise ClientDisconnectedError from None
-    content_type = request.headers.get("content-type", "")
-    if boundary := _BOUNDARY.search(content_type):
+    if boundary := _BOUNDARY.search(request.headers.get("content-type", "")):
         body = body.replace(boundary[1].encode("latin-1"), b"")
-    media_type = content_type.partition(";")[0].strip().lower()
-    head = f"{request.url.path}\n{media_type}\n".encode()
-    return hashlib.sha256(head + hashlib.sha256(body).digest()).hexdigest()
+    return fingerprint(request, body)
 
 
 def _check(first_sha256: str, sha256: str) -> None:

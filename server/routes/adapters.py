@@ -2,17 +2,19 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from imprint.server.auth import Owner
 from imprint.server.errors import GoneError, OverloadedError
 from imprint.server.intake import new_id
+from imprint.server.records import NewAdaptation
+from imprint.server.replays import IDEMPOTENT, fingerprint, idempotency_key
 from imprint.server.replies import adaptation_object
 from imprint.server.reply_schemas import Adaptation
 from imprint.server.routes.bodies import FILE_BODY
 from imprint.server.routes.described import described, described_file
-from imprint.server.services import FromApp
+from imprint.server.services import FromApp, Services
 
 router = APIRouter()
 
@@ -48,16 +50,17 @@ async def download(id: str, owner: Owner, services: FromApp) -> StreamingRespons
 
 @router.post(
     "/v1/adapters",
-    dependencies=FILE_BODY,
+    dependencies=[*FILE_BODY, IDEMPOTENT],
     openapi_extra=ADAPTER_BODY,
-    **described(Adaptation, status=202, also=200),
+    **described(Adaptation, 409, status=202, also=200),
 )
-async def upload(request: Request, owner: Owner, services: FromApp) -> JSONResponse:
+async def upload(request: Request, owner: Owner, services: FromApp) -> Response:
     """Take in an adapter that was downloaded, of the same model: 202 and an adaptation with the
     method `import`, or 200 and the one that this file has made already.
 
     The file is checked before the answer; a worker then checks its tensors against the model.
     """
+    key = idempotency_key(request)
     services.jobs.refuse_when_draining()
     services.jobs.refuse_without_room()
     info = services.pool.info
@@ -68,6 +71,25 @@ async def upload(request: Request, owner: Owner, services: FromApp) -> JSONRespo
         id, request.stream(), model_hash=info.model_hash
     )
     new = services.intake.imported(id, owner, adapter, num_bytes)
+    if key is None:
+        return await _create(services, new)
+    # the checksum is over all that counts in the file, which was never held as a whole
+    sha256 = fingerprint(request, adapter.checksum.encode())
+    begun = False
+
+    async def create() -> Response:
+        nonlocal begun
+        begun = True  # from now on the file is the job's
+        return await _create(services, new)
+
+    try:
+        return await services.replays.once(owner, key, sha256, create)
+    finally:
+        if not begun:
+            await services.adapter_files.discard(id)
+
+
+async def _create(services: Services, new: NewAdaptation) -> Response:
     row, is_new = await services.jobs.create_import(new)
     found = adaptation_object(row, services.jobs.active(row.id), services.jobs.finish_s(row.id))
     location = {"Location": f"/v1/adaptations/{row.id}"}

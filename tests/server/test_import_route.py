@@ -73,6 +73,29 @@ async def test_a_file_becomes_an_adaptation(client: Any, pool: Any, data: bytes,
     assert (await send(client, data)).status_code == 202
 
 
+async def test_what_is_sent_again_is_taken_in_once(
+    client: Any, pool: Any, tiny_model: DeltaNet, data: bytes, left: Any
+) -> None:
+    key = {"Idempotency-Key": "k"}
+    assert (await send(client, data[:-1], **key)).status_code == 400  # what is refused has no reply
+    pool.hold = True
+    first = await send(client, data, **key)
+    second = await send(client, data, **key)
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert (second.content, second.headers["idempotent-replayed"]) == (first.content, "true")
+    assert second.headers["location"] == first.headers["location"]
+    assert [path.stem for path in left()] == [first.json()["id"]]  # the job's, which waits
+    other = await send(client, blob(tiny_model, seed=8), **key)
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+    text = await client.post(JOBS, json={"document": "x"}, headers=key)
+    assert (text.status_code, text.json()["error"]["code"]) == (409, "idempotency_key_reused")
+    unusable = await send(client, data, **{"Idempotency-Key": ""})
+    assert unusable.json()["error"]["code"] == "invalid_idempotency_key"
+    assert len(left()) == len(pool.adapts) == 1
+    assert (await client.delete(first.headers["location"])).status_code == 200
+    assert (await send(client, data, **key)).json()["id"] != first.json()["id"]
+
+
 async def test_its_study_is_not_kept(client: Any, data: bytes) -> None:
     id = (await send(client, data)).json()["id"]
     await ended(client, id)
