@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
 from imprint.server import client_calls as calls
-from imprint.server.client_calls import Call, Result
+from imprint.server import client_routes as routes
+from imprint.server.client_calls import Call
 from imprint.server.client_errors import ServerUnreachableError, failure
-from imprint.server.client_types import (
-    Adaptation,
-    AdaptationEvent,
-    AnswerRequest,
-    Document,
-    Page,
-)
+from imprint.server.client_types import Adaptation, AdaptationEvent, Document, Page
 from imprint.server.sse import EventReader
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _sent(
+    make: Callable[P, Call[R]],
+) -> Callable[Concatenate[AsyncImprintClient, P], Coroutine[Any, Any, R]]:
+    """The method that sends this call."""
+
+    @wraps(make)
+    async def method(self: AsyncImprintClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._do(make(*args, **kwargs))
+
+    return method
+
+
+def _streamed(
+    make: Callable[P, Call[bytes]],
+) -> Callable[Concatenate[AsyncImprintClient, P], AsyncIterator[dict[str, Any]]]:
+    """The method that sends this call and gives the objects of its reply as they come."""
+
+    @wraps(make)
+    async def method(
+        self: AsyncImprintClient, /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncIterator[dict[str, Any]]:
+        async for _, record in self._stream(make(*args, **kwargs)):
+            yield record
+
+    return method
 
 
 class AsyncImprintClient:
@@ -52,80 +77,60 @@ class AsyncImprintClient:
         """Close the connections."""
         await self._http.aclose()
 
+    async def is_live(self) -> bool:
+        """Whether the server answers; False also when nothing does."""
+        return await self._is("live")
+
     async def is_ready(self) -> bool:
         """Whether the server says that it can work; False also when nothing answers."""
-        try:
-            return (await self._http.get("/health/ready")).status_code == 200
-        except httpx.TransportError:
-            return False
+        return await self._is("ready")
 
-    async def health(self) -> dict[str, Any]:
-        """The server's own account of its state, workers included."""
-        return await self._do(calls.get("/health"))
+    health = _sent(routes.health)
+    version = _sent(routes.version)
+    metrics = _sent(routes.metrics)
 
-    # ---- documents
+    create_document = _sent(routes.create_document)
+    upload_document = _sent(routes.upload_document)
+    append_document = _sent(routes.append_document)
+    document = _sent(routes.document)
+    document_text = _sent(routes.document_text)
+    documents_page = _sent(routes.documents_page)
+    delete_document = _sent(routes.delete_document)
 
-    async def create_document(
-        self, text: str, *, title: str | None = None, metadata: dict[str, str] | None = None
-    ) -> Document:
-        """Store a text, to be studied and asked by its id."""
-        return await self._do(calls.create_document(text, title, metadata))
+    adapt = _sent(routes.adapt)
+    adaptation = _sent(routes.adaptation)
+    adaptations_page = _sent(routes.adaptations_page)
+    cancel = _sent(routes.cancel)
+    delete = _sent(routes.delete)
+    events_page = _sent(routes.events_page)
+    study = _sent(routes.study)
+    study_profile = _sent(routes.study_profile)
+    study_tokens = _sent(routes.study_tokens)
+    adapter = _sent(routes.adapter)
+    import_adapter = _sent(routes.import_adapter)
 
-    async def upload_document(
-        self, name: str, data: bytes, *, title: str | None = None
-    ) -> Document:
-        """Store the text of a file: txt, md, html, pdf or docx, told by its name and content."""
-        return await self._do(calls.upload_document(name, data, title))
+    answer = _sent(routes.answer)
+    stream_answer = _streamed(routes.stream_answer)
+    complete = _sent(routes.complete)
+    stream_complete = _streamed(routes.stream_complete)
+    chat = _sent(routes.chat)
+    stream_chat = _streamed(routes.stream_chat)
+    tokenize = _sent(routes.tokenize)
+    detokenize = _sent(routes.detokenize)
+    models_page = _sent(routes.models_page)
+    model = _sent(routes.model)
 
-    async def document(self, document_id: str) -> Document:
-        """One document."""
-        return await self._do(calls.document(document_id))
+    def documents(self) -> AsyncIterator[Document]:
+        """All documents, newest first, page by page."""
+        return self._walk(routes.documents_page)
 
-    async def document_text(self, document_id: str) -> str:
-        """Its text."""
-        return await self._do(calls.document_text(document_id))
+    def adaptations(self) -> AsyncIterator[Adaptation]:
+        """All jobs, newest first, page by page."""
+        return self._walk(routes.adaptations_page)
 
-    async def documents(self, *, limit: int = 20, after: str | None = None) -> Page[Document]:
-        """Documents, newest first, behind the id `after`."""
-        return await self._do(calls.documents(limit, after))
-
-    async def delete_document(self, document_id: str) -> None:
-        """Forget the document and its adaptations."""
-        await self._do(calls.delete("documents", document_id))
-
-    # ---- adaptations
-
-    async def adapt(
-        self,
-        document: str | None = None,
-        *,
-        document_id: str | None = None,
-        method: dict[str, Any] | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Adaptation:
-        """Start studying a document, or find the job that already does; see `wait`."""
-        return await self._do(calls.adapt(document, document_id, method, seed, timeout_s))
-
-    async def adaptation(self, adaptation_id: str) -> Adaptation:
-        """The job as it is now."""
-        return await self._do(calls.adaptation(adaptation_id))
-
-    async def adaptations(self, *, limit: int = 20, after: str | None = None) -> Page[Adaptation]:
-        """Jobs, newest first, behind the id `after`."""
-        return await self._do(calls.adaptations(limit, after))
-
-    async def cancel(self, adaptation_id: str) -> Adaptation:
-        """Ask the job to stop; it ends within a quantum."""
-        return await self._do(calls.cancel(adaptation_id))
-
-    async def delete(self, adaptation_id: str) -> None:
-        """Forget the adaptation; returns when no memory and no file holds it."""
-        await self._do(calls.delete("adaptations", adaptation_id))
-
-    async def adapter(self, adaptation_id: str) -> bytes:
-        """The adapter as a safetensors file."""
-        return await self._do(calls.adapter(adaptation_id))
+    def models(self) -> AsyncIterator[dict[str, Any]]:
+        """The base model, then all adapted ones, newest first, page by page."""
+        return self._walk(routes.models_page)
 
     async def events(
         self, adaptation_id: str, *, after: str | None = None
@@ -134,14 +139,12 @@ class AsyncImprintClient:
 
         A connection that breaks is taken up again where it broke.
         """
-        path = calls.events_path(adaptation_id)
         while True:
-            headers = {"Accept": "text/event-stream"}
-            if after is not None:
-                headers["Last-Event-ID"] = after
             progressed = False
             try:
-                async for event_id, body in self._stream("GET", path, headers=headers):
+                async for event_id, body in self._stream(
+                    routes.stream_events(adaptation_id, after)
+                ):
                     progressed, after = True, event_id or after
                     yield AdaptationEvent.from_body(event_id, body)
             except ServerUnreachableError:
@@ -165,52 +168,29 @@ class AsyncImprintClient:
                 return job
             await self._sleep(calls.POLL_S)
 
-    # ---- text
-
-    async def models(self) -> list[dict[str, Any]]:
-        """The base model, then the newest adapted ones, at most 1000 in all."""
-        return await self._do(calls.models())
-
-    async def answer(self, request: AnswerRequest) -> dict[str, Any]:
-        """Read or adapt as needed, then answer; returns the reply when all answers are there."""
-        return await self._do(calls.answer(request))
-
-    async def stream_answer(self, request: AnswerRequest) -> AsyncIterator[dict[str, Any]]:
-        """The same as a stream of objects: progress, text and, last, the whole reply."""
-        body = {**request.body(), "stream": True}
-        async for _, event in self._stream("POST", "/v1/answers", body=body):
-            yield event
-
-    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A completion, the body and the reply in OpenAI's shape."""
-        return await self._do(calls.complete("/v1/completions", body))
-
-    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A chat completion, the body and the reply in OpenAI's shape."""
-        return await self._do(calls.complete("/v1/chat/completions", body))
-
-    async def stream_chat(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The same as a stream of chunks."""
-        body = {**body, "stream": True}
-        async for _, chunk in self._stream("POST", "/v1/chat/completions", body=body):
-            yield chunk
-
     # ---- sending
 
-    async def _do(self, call: Call[Result]) -> Result:
-        async with self._send(call) as response:
-            return call.parse(await response.aread())
+    async def _is(self, state: str) -> bool:
+        try:
+            return (await self._http.get(f"/health/{state}")).is_success
+        except httpx.TransportError:
+            return False
 
-    async def _stream(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> AsyncIterator[tuple[str | None, dict[str, Any]]]:
-        call = Call(method=method, path=path, parse=bytes, body=body, headers=headers)
-        async with self._send(call) as response:
+    async def _do(self, call: Call[R]) -> R:
+        return call.parse((await self._send(call, whole=True)).content)
+
+    async def _walk(self, page: Callable[..., Call[Page[R]]]) -> AsyncIterator[R]:
+        found = await self._do(page(limit=100))
+        for item in found.items:
+            yield item
+        while found.has_more:
+            found = await self._do(page(limit=100, after=found.last_id))
+            for item in found.items:
+                yield item
+
+    async def _stream(self, call: Call[bytes]) -> AsyncIterator[tuple[str | None, dict[str, Any]]]:
+        response = await self._send(call, whole=False)
+        try:
             reader = EventReader()
             async for line in response.aiter_lines():
                 event = reader.take(line)
@@ -219,26 +199,25 @@ class AsyncImprintClient:
                 if event.data == calls.DONE:
                     return
                 yield event.id, calls.stream_record(event)
-        raise calls.cut_short(self.url)
-
-    @asynccontextmanager
-    async def _send(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
-        """An accepted response, its body still to be read; waits and retries as the server asks."""
-        patience = calls.Patience(self._max_wait_s)
-        while True:
-            request = self._http.build_request(call.method, call.path, **call.request_arguments())
-            try:
-                response = await self._http.send(request, stream=True)
-                if not response.is_success:
-                    await response.aread()
-            except httpx.TransportError as error:
-                raise calls.unreachable(self.url, error) from error
-            if response.is_success:
-                break
-            await self._sleep(patience.delay_s(failure(response)))
-        try:
-            yield response
         except httpx.TransportError as error:
             raise calls.unreachable(self.url, error) from error
         finally:
             await response.aclose()
+        raise calls.cut_short(self.url)
+
+    async def _send(self, call: Call[Any], *, whole: bool) -> httpx.Response:
+        """An accepted response, `whole` or with its body still to be read; sends again where that
+        may help."""
+        patience = calls.Patience(call, url=self.url, max_wait_s=self._max_wait_s)
+        while True:
+            request = self._http.build_request(call.method, call.path, **call.request_arguments())
+            try:
+                response = await self._http.send(request, stream=not whole)
+                if response.is_success:
+                    return response
+                await response.aread()
+            except httpx.TransportError as error:
+                delay_s = patience.after_break_s(error)
+            else:
+                delay_s = patience.after_refusal_s(failure(response))
+            await self._sleep(delay_s)

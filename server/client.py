@@ -1,21 +1,24 @@
 """A typed client of the HTTP interface, used by the command line. Imports no torch.
 
-`ImprintClient` is synchronous, `AsyncImprintClient` the same for asyncio. Both wait as the server
-asks (`Retry-After`) and try again, for a bounded time: what was refused so has not been done.
+`ImprintClient` is synchronous, `AsyncImprintClient` the same for asyncio; most of their methods are
+described in `client_routes.py`. Both wait as the server asks (`Retry-After`) and try again, for a
+bounded time: what was refused so has not been done. A connection that breaks is taken up again
+where the call may be sent twice: what reads, and what makes something under an Idempotency-Key.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Self
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
 from imprint.server import client_calls as calls
+from imprint.server import client_routes as routes
 from imprint.server.async_client import AsyncImprintClient
-from imprint.server.client_calls import Call, Result
+from imprint.server.client_calls import Call
 from imprint.server.client_errors import (
     ApiError,
     BadReplyError,
@@ -28,6 +31,7 @@ from imprint.server.client_types import (
     Adaptation,
     AdaptationEvent,
     AnswerRequest,
+    AppendedDocument,
     Document,
     Page,
 )
@@ -39,6 +43,7 @@ __all__ = [
     "AdaptationEvent",
     "AnswerRequest",
     "ApiError",
+    "AppendedDocument",
     "AsyncImprintClient",
     "BadReplyError",
     "ClientError",
@@ -47,6 +52,34 @@ __all__ = [
     "Page",
     "ServerUnreachableError",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _sent(make: Callable[P, Call[R]]) -> Callable[Concatenate[ImprintClient, P], R]:
+    """The method that sends this call."""
+
+    @wraps(make)
+    def method(self: ImprintClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._do(make(*args, **kwargs))
+
+    return method
+
+
+def _streamed(
+    make: Callable[P, Call[bytes]],
+) -> Callable[Concatenate[ImprintClient, P], Iterator[dict[str, Any]]]:
+    """The method that sends this call and gives the objects of its reply as they come."""
+
+    @wraps(make)
+    def method(
+        self: ImprintClient, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Iterator[dict[str, Any]]:
+        for _, record in self._stream(make(*args, **kwargs)):
+            yield record
+
+    return method
 
 
 class ImprintClient:
@@ -79,92 +112,70 @@ class ImprintClient:
         """Close the connections."""
         self._http.close()
 
+    def is_live(self) -> bool:
+        """Whether the server answers; False also when nothing does."""
+        return self._is("live")
+
     def is_ready(self) -> bool:
         """Whether the server says that it can work; False also when nothing answers."""
-        try:
-            return self._http.get("/health/ready").status_code == 200
-        except httpx.TransportError:
-            return False
+        return self._is("ready")
 
-    def health(self) -> dict[str, Any]:
-        """The server's own account of its state, workers included."""
-        return self._do(calls.get("/health"))
+    health = _sent(routes.health)
+    version = _sent(routes.version)
+    metrics = _sent(routes.metrics)
 
-    # ---- documents
+    create_document = _sent(routes.create_document)
+    upload_document = _sent(routes.upload_document)
+    append_document = _sent(routes.append_document)
+    document = _sent(routes.document)
+    document_text = _sent(routes.document_text)
+    documents_page = _sent(routes.documents_page)
+    delete_document = _sent(routes.delete_document)
 
-    def create_document(
-        self, text: str, *, title: str | None = None, metadata: dict[str, str] | None = None
-    ) -> Document:
-        """Store a text, to be studied and asked by its id."""
-        return self._do(calls.create_document(text, title, metadata))
+    adapt = _sent(routes.adapt)
+    adaptation = _sent(routes.adaptation)
+    adaptations_page = _sent(routes.adaptations_page)
+    cancel = _sent(routes.cancel)
+    delete = _sent(routes.delete)
+    events_page = _sent(routes.events_page)
+    study = _sent(routes.study)
+    study_profile = _sent(routes.study_profile)
+    study_tokens = _sent(routes.study_tokens)
+    adapter = _sent(routes.adapter)
+    import_adapter = _sent(routes.import_adapter)
 
-    def upload_document(self, name: str, data: bytes, *, title: str | None = None) -> Document:
-        """Store the text of a file: txt, md, html, pdf or docx, told by its name and content."""
-        return self._do(calls.upload_document(name, data, title))
+    answer = _sent(routes.answer)
+    stream_answer = _streamed(routes.stream_answer)
+    complete = _sent(routes.complete)
+    stream_complete = _streamed(routes.stream_complete)
+    chat = _sent(routes.chat)
+    stream_chat = _streamed(routes.stream_chat)
+    tokenize = _sent(routes.tokenize)
+    detokenize = _sent(routes.detokenize)
+    models_page = _sent(routes.models_page)
+    model = _sent(routes.model)
 
-    def document(self, document_id: str) -> Document:
-        """One document."""
-        return self._do(calls.document(document_id))
+    def documents(self) -> Iterator[Document]:
+        """All documents, newest first, page by page."""
+        return self._walk(routes.documents_page)
 
-    def document_text(self, document_id: str) -> str:
-        """Its text."""
-        return self._do(calls.document_text(document_id))
+    def adaptations(self) -> Iterator[Adaptation]:
+        """All jobs, newest first, page by page."""
+        return self._walk(routes.adaptations_page)
 
-    def documents(self, *, limit: int = 20, after: str | None = None) -> Page[Document]:
-        """Documents, newest first, behind the id `after`."""
-        return self._do(calls.documents(limit, after))
-
-    def delete_document(self, document_id: str) -> None:
-        """Forget the document and its adaptations."""
-        self._do(calls.delete("documents", document_id))
-
-    # ---- adaptations
-
-    def adapt(
-        self,
-        document: str | None = None,
-        *,
-        document_id: str | None = None,
-        method: dict[str, Any] | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Adaptation:
-        """Start studying a document, or find the job that already does; see `wait`."""
-        return self._do(calls.adapt(document, document_id, method, seed, timeout_s))
-
-    def adaptation(self, adaptation_id: str) -> Adaptation:
-        """The job as it is now."""
-        return self._do(calls.adaptation(adaptation_id))
-
-    def adaptations(self, *, limit: int = 20, after: str | None = None) -> Page[Adaptation]:
-        """Jobs, newest first, behind the id `after`."""
-        return self._do(calls.adaptations(limit, after))
-
-    def cancel(self, adaptation_id: str) -> Adaptation:
-        """Ask the job to stop; it ends within a quantum."""
-        return self._do(calls.cancel(adaptation_id))
-
-    def delete(self, adaptation_id: str) -> None:
-        """Forget the adaptation; returns when no memory and no file holds it."""
-        self._do(calls.delete("adaptations", adaptation_id))
-
-    def adapter(self, adaptation_id: str) -> bytes:
-        """The adapter as a safetensors file."""
-        return self._do(calls.adapter(adaptation_id))
+    def models(self) -> Iterator[dict[str, Any]]:
+        """The base model, then all adapted ones, newest first, page by page."""
+        return self._walk(routes.models_page)
 
     def events(self, adaptation_id: str, *, after: str | None = None) -> Iterator[AdaptationEvent]:
         """A job's events (those later than the id `after`) until it ends, live.
 
         A connection that breaks is taken up again where it broke.
         """
-        path = calls.events_path(adaptation_id)
         while True:
-            headers = {"Accept": "text/event-stream"}
-            if after is not None:
-                headers["Last-Event-ID"] = after
             progressed = False
             try:
-                for event_id, body in self._stream("GET", path, headers=headers):
+                for event_id, body in self._stream(routes.stream_events(adaptation_id, after)):
                     progressed, after = True, event_id or after
                     yield AdaptationEvent.from_body(event_id, body)
             except ServerUnreachableError:
@@ -188,76 +199,50 @@ class ImprintClient:
                 return job
             self._sleep(calls.POLL_S)
 
-    # ---- text
-
-    def models(self) -> list[dict[str, Any]]:
-        """The base model, then the newest adapted ones, at most 1000 in all."""
-        return self._do(calls.models())
-
-    def answer(self, request: AnswerRequest) -> dict[str, Any]:
-        """Read or adapt as needed, then answer; returns the reply when all answers are there."""
-        return self._do(calls.answer(request))
-
-    def stream_answer(self, request: AnswerRequest) -> Iterator[dict[str, Any]]:
-        """The same as a stream of objects: progress, text and, last, the whole reply."""
-        body = {**request.body(), "stream": True}
-        for _, event in self._stream("POST", "/v1/answers", body=body):
-            yield event
-
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A completion, the body and the reply in OpenAI's shape."""
-        return self._do(calls.complete("/v1/completions", body))
-
-    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A chat completion, the body and the reply in OpenAI's shape."""
-        return self._do(calls.complete("/v1/chat/completions", body))
-
-    def stream_chat(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The same as a stream of chunks."""
-        body = {**body, "stream": True}
-        for _, chunk in self._stream("POST", "/v1/chat/completions", body=body):
-            yield chunk
-
     # ---- sending
 
-    def _do(self, call: Call[Result]) -> Result:
-        with self._send(call) as response:
-            return call.parse(response.read())
+    def _is(self, state: str) -> bool:
+        try:
+            return self._http.get(f"/health/{state}").is_success
+        except httpx.TransportError:
+            return False
 
-    def _stream(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Iterator[tuple[str | None, dict[str, Any]]]:
-        call = Call(method=method, path=path, parse=bytes, body=body, headers=headers)
-        with self._send(call) as response:
+    def _do(self, call: Call[R]) -> R:
+        return call.parse(self._send(call, whole=True).content)
+
+    def _walk(self, page: Callable[..., Call[Page[R]]]) -> Iterator[R]:
+        found = self._do(page(limit=100))
+        yield from found.items
+        while found.has_more:
+            found = self._do(page(limit=100, after=found.last_id))
+            yield from found.items
+
+    def _stream(self, call: Call[bytes]) -> Iterator[tuple[str | None, dict[str, Any]]]:
+        response = self._send(call, whole=False)
+        try:
             for event in parse_events(response.iter_lines()):
                 if event.data == calls.DONE:
                     return
                 yield event.id, calls.stream_record(event)
-        raise calls.cut_short(self.url)
-
-    @contextmanager
-    def _send(self, call: Call[Any]) -> Iterator[httpx.Response]:
-        """An accepted response, its body still to be read; waits and retries as the server asks."""
-        patience = calls.Patience(self._max_wait_s)
-        while True:
-            request = self._http.build_request(call.method, call.path, **call.request_arguments())
-            try:
-                response = self._http.send(request, stream=True)
-                if not response.is_success:
-                    response.read()
-            except httpx.TransportError as error:
-                raise calls.unreachable(self.url, error) from error
-            if response.is_success:
-                break
-            self._sleep(patience.delay_s(failure(response)))
-        try:
-            yield response
         except httpx.TransportError as error:
             raise calls.unreachable(self.url, error) from error
         finally:
             response.close()
+        raise calls.cut_short(self.url)
+
+    def _send(self, call: Call[Any], *, whole: bool) -> httpx.Response:
+        """An accepted response, `whole` or with its body still to be read; sends again where that
+        may help."""
+        patience = calls.Patience(call, url=self.url, max_wait_s=self._max_wait_s)
+        while True:
+            request = self._http.build_request(call.method, call.path, **call.request_arguments())
+            try:
+                response = self._http.send(request, stream=not whole)
+                if response.is_success:
+                    return response
+                response.read()
+            except httpx.TransportError as error:
+                delay_s = patience.after_break_s(error)
+            else:
+                delay_s = patience.after_refusal_s(failure(response))
+            self._sleep(delay_s)

@@ -1,29 +1,32 @@
-"""What each call to the server says and how its reply is read, for both clients. Sends nothing."""
+"""One call to the server, when it is sent again, and what its failures are called. Sends nothing.
+
+What each route's call says is in `client_routes.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
 
 import httpx
 
 from imprint.server.client_errors import (
     ApiError,
-    BadReplyError,
     ClientError,
     ServerUnreachableError,
     api_error,
     parse_object,
 )
-from imprint.server.client_types import Adaptation, AnswerRequest, Document, Page, present
 from imprint.server.sse import ServerSentEvent
 
 Result = TypeVar("Result")
 
 DONE = "[DONE]"
 POLL_S = 0.2
+MAX_RESENDS = 5
+FIRST_RESEND_S = 0.25
+"""Doubled each time: a server that is replaced within 7 seconds is not missed."""
 _RETRIED_STATUSES = frozenset({409, 429, 503})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -36,30 +39,66 @@ class Call(Generic[Result]):
     path: str
     parse: Callable[[bytes], Result]
     body: dict[str, Any] | None = None
+    content: bytes | None = None
+    """The body of a request that is no JSON; its type is among `headers`."""
     headers: dict[str, str] | None = None
     params: dict[str, Any] | None = None
     file: tuple[str, bytes] | None = None
     """Name and content of a file; the body is sent as form fields beside it."""
+    idempotency_key: str | None = None
+    """Where the server honours one: it does such a call once, however often it is sent."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether sending it twice does no more than sending it once."""
+        return self.method == "GET" or self.idempotency_key is not None
 
     def request_arguments(self) -> dict[str, Any]:
         """Arguments of httpx's `build_request`."""
-        shared = {"headers": self.headers, "params": self.params}
+        headers = dict(self.headers or {})
+        if self.idempotency_key is not None:
+            headers["Idempotency-Key"] = self.idempotency_key
+        shared = {"headers": headers, "params": self.params}
         if self.file is not None:
             return {**shared, "files": {"file": self.file}, "data": self.body or {}}
+        if self.content is not None:
+            return {**shared, "content": self.content}
         return {**shared, "json": self.body}
 
 
 class Patience:
-    """How long one call may still wait before it is sent again."""
+    """How long, and how often, one call may still be sent again."""
 
-    def __init__(self, max_wait_s: float) -> None:
+    def __init__(self, call: Call[Any], *, url: str, max_wait_s: float) -> None:
+        self._call = call
+        self._url = url
         self._left_s = max_wait_s
+        self._num_breaks = 0
 
-    def delay_s(self, refusal: ApiError) -> float:
+    def after_refusal_s(self, refusal: ApiError) -> float:
         """Seconds to wait, as the server asks; raises the refusal where waiting does not help."""
         delay_s = refusal.retry_after_s
         if refusal.status not in _RETRIED_STATUSES or delay_s is None or delay_s > self._left_s:
             raise refusal
+        self._left_s -= delay_s
+        return delay_s
+
+    def after_break_s(self, error: httpx.TransportError) -> float:
+        """Seconds to wait after a connection broke. Raises ServerUnreachableError where the call
+        may have been done and must not be done twice, where nobody was there to begin with, and
+        where it has been tried often enough."""
+        connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        broken = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+        delay_s = FIRST_RESEND_S * float(2**self._num_breaks)
+        if (
+            not self._call.repeatable
+            or not (broken or connecting)
+            or (connecting and self._num_breaks == 0)
+            or self._num_breaks == MAX_RESENDS
+            or delay_s > self._left_s
+        ):
+            raise unreachable(self._url, error) from error
+        self._num_breaks += 1
         self._left_s -= delay_s
         return delay_s
 
@@ -103,140 +142,3 @@ def stream_record(event: ServerSentEvent) -> dict[str, Any]:
     if set(record) == {"error"}:
         raise api_error(record, status=200)
     return record
-
-
-def get(path: str) -> Call[dict[str, Any]]:
-    """Whatever object is there."""
-    return Call(method="GET", path=path, parse=parse_object)
-
-
-def adapt(
-    document: str | None,
-    document_id: str | None,
-    method: dict[str, Any] | None,
-    seed: int | None,
-    timeout_s: float | None,
-) -> Call[Adaptation]:
-    """Start an adaptation."""
-    body = present(
-        document=document, document_id=document_id, method=method, seed=seed, timeout_s=timeout_s
-    )
-    return Call(method="POST", path="/v1/adaptations", parse=_adaptation, body=body)
-
-
-def adaptation(id: str) -> Call[Adaptation]:
-    """One adaptation."""
-    return Call(method="GET", path=_path("adaptations", id), parse=_adaptation)
-
-
-def adaptations(limit: int, after: str | None) -> Call[Page[Adaptation]]:
-    """A page of adaptations."""
-    params = present(limit=limit, after=after)
-    return Call(
-        method="GET", path="/v1/adaptations", parse=_page(Adaptation.from_body), params=params
-    )
-
-
-def cancel(id: str) -> Call[Adaptation]:
-    """Stop an adaptation."""
-    return Call(method="POST", path=f"{_path('adaptations', id)}/cancel", parse=_adaptation)
-
-
-def delete(kind: str, id: str) -> Call[bytes]:
-    """Delete a resource; what the reply says is not needed."""
-    return Call(method="DELETE", path=_path(kind, id), parse=bytes)
-
-
-def events_path(id: str) -> str:
-    """Where the events of an adaptation are."""
-    return f"{_path('adaptations', id)}/events"
-
-
-def adapter(id: str) -> Call[bytes]:
-    """An adapter's file."""
-    return Call(method="GET", path=f"{_path('adaptations', id)}/adapter", parse=bytes)
-
-
-def create_document(
-    text: str, title: str | None, metadata: dict[str, str] | None
-) -> Call[Document]:
-    """Store a text."""
-    body = present(text=text, title=title, metadata=metadata)
-    return Call(method="POST", path="/v1/documents", parse=_document, body=body)
-
-
-def upload_document(name: str, data: bytes, title: str | None) -> Call[Document]:
-    """Store a file's text."""
-    fields = present(title=title)
-    return Call(
-        method="POST", path="/v1/documents", parse=_document, body=fields, file=(name, data)
-    )
-
-
-def document(id: str) -> Call[Document]:
-    """One document."""
-    return Call(method="GET", path=_path("documents", id), parse=_document)
-
-
-def document_text(id: str) -> Call[str]:
-    """A document's text."""
-    return Call(method="GET", path=f"{_path('documents', id)}/content", parse=_text)
-
-
-def documents(limit: int, after: str | None) -> Call[Page[Document]]:
-    """A page of documents."""
-    params = present(limit=limit, after=after)
-    return Call(method="GET", path="/v1/documents", parse=_page(Document.from_body), params=params)
-
-
-def models() -> Call[list[dict[str, Any]]]:
-    """The first page of models, at most 1000."""
-    return Call(method="GET", path="/v1/models", parse=_data)
-
-
-def answer(request: AnswerRequest) -> Call[dict[str, Any]]:
-    """Ask."""
-    return Call(method="POST", path="/v1/answers", parse=parse_object, body=request.body())
-
-
-def complete(path: str, body: dict[str, Any]) -> Call[dict[str, Any]]:
-    """A completion or chat completion."""
-    return Call(method="POST", path=path, parse=parse_object, body=body)
-
-
-def _path(kind: str, id: str) -> str:
-    if id in ("", ".", ".."):
-        raise ClientError(f"{id!r} is no id")
-    return f"/v1/{kind}/{quote(id, safe='')}"
-
-
-def _adaptation(data: bytes) -> Adaptation:
-    return Adaptation.from_body(parse_object(data))
-
-
-def _document(data: bytes) -> Document:
-    return Document.from_body(parse_object(data))
-
-
-def _data(data: bytes) -> list[dict[str, Any]]:
-    items = parse_object(data).get("data")
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise BadReplyError("the server's reply is not a list; is it an Imprint server?")
-    return items
-
-
-def _page(read: Callable[[dict[str, Any]], Result]) -> Callable[[bytes], Page[Result]]:
-    def parse(data: bytes) -> Page[Result]:
-        items = [read(item) for item in _data(data)]
-        body = parse_object(data)
-        last = body.get("last_id")
-        return Page(items, bool(body.get("has_more")), None if last is None else str(last))
-
-    return parse
-
-
-def _text(data: bytes) -> str:
-    text = parse_object(data).get("text")
-    if not isinstance(text, str):
-        raise BadReplyError("the server's reply is not a text; is it an Imprint server?")
-    return text

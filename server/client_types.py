@@ -24,8 +24,7 @@ class Adaptation:
     @classmethod
     def from_body(cls, body: dict[str, Any]) -> Self:
         """Read the server's object; raises `BadReplyError` for another one."""
-        if not isinstance(body.get("id"), str) or not isinstance(body.get("status"), str):
-            raise BadReplyError("the server's reply is not an adaptation; is it an Imprint server?")
+        _check(body, "an adaptation", id=str, status=str)
         return cls(body["id"], body["status"], body)
 
     @property
@@ -46,9 +45,22 @@ class Document:
     @classmethod
     def from_body(cls, body: dict[str, Any]) -> Self:
         """Read the server's object; raises `BadReplyError` for another one."""
-        if not isinstance(body.get("id"), str) or not isinstance(body.get("num_tokens"), int):
-            raise BadReplyError("the server's reply is not a document; is it an Imprint server?")
+        _check(body, "a document", id=str, num_tokens=int)
         return cls(body["id"], body["num_tokens"], body)
+
+
+@dataclass(frozen=True, slots=True)
+class AppendedDocument:
+    """A document that has been added to, and the job that reads or studies what is new."""
+
+    document: Document
+    adaptation: Adaptation
+
+    @classmethod
+    def from_body(cls, body: dict[str, Any]) -> Self:
+        """Read the server's object; raises `BadReplyError` for another one."""
+        _check(body, "an appended document", adaptation=dict)
+        return cls(Document.from_body(body), Adaptation.from_body(body["adaptation"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,9 @@ class AnswerRequest:
     method: dict[str, Any] | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    """Strings that end an answer."""
     seed: int | None = None
     timeout_s: float | None = None
 
@@ -103,6 +118,11 @@ class AnswerRequest:
     def body(self) -> dict[str, Any]:
         """The JSON body."""
         return present(**asdict(self))
+
+
+def _check(body: dict[str, Any], what: str, **fields: type) -> None:
+    if not all(isinstance(body.get(name), kind) for name, kind in fields.items()):
+        raise BadReplyError(f"the server's reply is not {what}; is it an Imprint server?")
 
 
 def present(**values: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     """Print a page."""
 
     def call(client: ImprintClient) -> Page[Adaptation]:
-        return client.adaptations(limit=arguments.limit, after=arguments.after)
+        return client.adaptations_page(limit=arguments.limit, after=arguments.after)
 
     page = ask(arguments, call)
     if arguments.json:

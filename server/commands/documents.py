@@ -59,7 +59,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     """Print a page."""
 
     def call(client: ImprintClient) -> Page[Document]:
-        return client.documents(limit=arguments.limit, after=arguments.after)
+        return client.documents_page(limit=arguments.limit, after=arguments.after)
 
     page = ask(arguments, call)
     if arguments.json:

@@ -53,21 +53,28 @@ async def test_a_document_is_stored_studied_and_asked(asked: AsyncImprintClient)
     assert (await asked.document(stored.id)).body["title"] == "Harbour"
     assert await asked.document_text(stored.id) == "a harbour"
     filed = await asked.upload_document("note.md", b"# A note", title="Note")
-    page = await asked.documents(limit=1)
+    page = await asked.documents_page(limit=1)
     assert ([item.id for item in page.items], page.has_more) == ([filed.id], True)
-    rest = await asked.documents(after=page.last_id)
+    rest = await asked.documents_page(after=page.last_id)
     assert ([item.id for item in rest.items], rest.has_more) == ([stored.id], False)
+    assert [item.id async for item in asked.documents()] == [filed.id, stored.id]
 
     job = await asked.adapt(document_id=stored.id)
     kinds: list[str] = []
     job = await asked.wait(job.id, lambda event: kinds.append(event.kind))
     assert (job.status, kinds[-1]) == ("succeeded", "succeeded")
-    assert [item.id for item in (await asked.adaptations()).items] == [job.id]
+    assert [item.id async for item in asked.adaptations()] == [job.id]
     request = AnswerRequest(questions=("what?",), document_id=stored.id)
     assert (await asked.answer(request))["answers"][0]["answer"] == "forty two"
     objects = [record["object"] async for record in asked.stream_answer(request)]
     assert objects[-1] == "answers"
-    assert any(card["id"].endswith(job.id) for card in await asked.models())
+    cards = [card["id"] async for card in asked.models()]
+    assert cards == [cards[0], f"{cards[0]}:{job.id}"]
+    assert (await asked.model(cards[-1]))["id"] == cards[-1]
+    happened = await asked.events_page(job.id)
+    assert [event.kind for event in happened.items] == [
+        kind for kind in kinds if kind != "progress"
+    ]
     await asked.delete(job.id)
     await asked.delete_document(stored.id)
     with pytest.raises(ApiError) as caught:
@@ -82,12 +89,35 @@ async def test_text_in_openais_shapes(asked: AsyncImprintClient) -> None:
     assert (await asked.chat(body))["choices"][0]["message"]["content"].strip() == "forty two"
     chunks = [chunk async for chunk in asked.stream_chat(body)]
     assert chunks[0]["object"] == "chat.completion.chunk"
+    pieces = [piece async for piece in asked.stream_complete({"model": "tiny", "prompt": "x"})]
+    assert pieces[0]["object"] == "text_completion"
+    tokens = (await asked.tokenize("a harbour", return_token_strs=True))["tokens"]
+    assert await asked.detokenize(tokens) == "a harbour"
+    assert (await asked.version())["model"] == "tiny"
+    assert "imprint_http_requests_total" in await asked.metrics()
+
+
+async def test_a_document_grows_and_what_is_no_adapter_is_refused(asked: Any) -> None:
+    stored = await asked.create_document("a harbour", expires_after_s=3600, metadata={"a": "b"})
+    added = await asked.append_document(stored.id, " by the sea", version=1)
+    assert (added.document.id, added.document.body["version"]) == (stored.id, 2)
+    assert await asked.document_text(stored.id) == "a harbour by the sea"
+    assert (await asked.wait(added.adaptation.id)).status == "succeeded"
+    with pytest.raises(ApiError) as caught:
+        await asked.append_document(stored.id, "!", version=1)
+    assert caught.value.status == 409
+    filed = await asked.upload_document("a.txt", b"text", metadata={"c": "d"}, expires_after_s=9)
+    assert filed.body["metadata"] == {"c": "d"}
+    assert filed.body["expires_at"] is not None
+    with pytest.raises(ApiError) as caught:
+        await asked.import_adapter(b"no adapter")
+    assert caught.value.code == "adapter_torn"
 
 
 async def test_an_unknown_key_is_said(asked: AsyncImprintClient) -> None:
     async with AsyncImprintClient(asked.url, api_key="x" * 20) as stranger:
         with pytest.raises(ApiError) as caught:
-            await stranger.models()
+            await stranger.documents_page()
     assert caught.value.code == "invalid_api_key"
 
 
@@ -105,7 +135,7 @@ async def test_overload_is_waited_out() -> None:
 
     transport = httpx.MockTransport(lambda _: replies.pop(0))
     async with AsyncImprintClient("http://imprint", transport=transport, sleep=sleep) as client:
-        assert await client.models() == []
+        assert [card async for card in client.models()] == []
     assert slept == [3.0]
 
 
