@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from imprint.server.config import Settings
 from imprint.server.errors import ConflictError, ImprintError, NotFoundError, WorkFailedError
 from imprint.server.generation import Delta, Finished, FocusStep, Generation, add_usage, aimed
 from imprint.server.intake import Intake
+from imprint.server.job_run import PROGRESS_FIELDS
 from imprint.server.jobs import Jobs
 from imprint.server.messages import Generate
 from imprint.server.metrics import Metrics
@@ -137,8 +139,8 @@ class Answers:
             async with self._retention.using(row.id), aclosing(generation.run()) as events:
                 async for event in events:
                     match event:
-                        case FocusStep(step=step, steps=steps):
-                            yield _progress({"phase": "focus", "step": step, "steps": steps})
+                        case FocusStep():
+                            yield _progress({"phase": "focus", **asdict(event)})
                         case Delta(index=index, text=text):
                             yield {"object": "answer.delta", "index": index, "text": text}
                         case Finished(index=index):
@@ -173,5 +175,5 @@ class _TryAgainError(Exception):
 
 
 def _progress(data: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: data.get(name) for name in ("phase", "step", "steps", "num_tokens")}
+    fields = {name: data.get(name) for name in PROGRESS_FIELDS}
     return {"object": "answer.progress", **fields}

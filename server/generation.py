@@ -30,6 +30,7 @@ class FocusStep:
 
     step: int
     steps: int
+    reward_mean: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +214,9 @@ class Generation:
 
     def _events(self, message: object) -> list[FocusStep | Delta | Finished]:
         match message:
-            case messages.FocusProgress(step=step, steps=steps):
+            case messages.FocusProgress(step=step, steps=steps, data=data):
                 self._phase = "quantum"
-                return [FocusStep(step, steps)]
+                return [FocusStep(step, steps, data.get("reward_mean"))]
             case messages.TokenDelta(sequence_id=id, text=text) as token:
                 sequence = self._texts[id]
                 self._phase = "decode"

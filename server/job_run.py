@@ -30,7 +30,7 @@ STORE_FAILED = "store_failed"
 STATES_OF_ROOM = 8
 """What the disk must have free before a job whose adapter it did not take is tried again."""
 FIRST_STORE_WAIT_S, LAST_STORE_WAIT_S = 1.0, 30.0
-PROGRESS_FIELDS = ("phase", "step", "steps", "num_tokens")
+PROGRESS_FIELDS = ("phase", "step", "steps", "num_tokens", "reward_mean")
 
 
 class ActiveJob:
