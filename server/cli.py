@@ -28,6 +28,7 @@ from imprint.server.commands import (
     train,
 )
 from imprint.server.commands.common import CommandError, error_console, printable
+from imprint.server.commands.descriptions import HelpFormat
 
 _COMMANDS = (
     *(serve, answer, adapt, documents, adaptations),
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="imprint",
         description="A fast-weight model studies your document, then answers from memory.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormat,
     )
     parser.add_argument("--version", action="version", version=f"imprint {version('imprint')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imprint.adapters.evaluation.question_files import read_questions
 from imprint.adapters.evaluation.wordings import RULER, TRAINING
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.corpus import Prose
-from imprint.adapters.training.reading_tasks import Passages
 from imprint.adapters.training.tasks import Sample, Tasks
 from imprint.adapters.training.tokenizer import train_tokenizer
 from imprint.models.checkpoint import load_model, save_model
@@ -38,6 +36,19 @@ log = logging.getLogger(__name__)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 Batch = tuple[Tensor, Tensor, list[str]]
+Said = Callable[[dict[str, Any]], None]
+"""Hears every few seconds, and at the end, how a run goes: `step`, `num_tokens`, `loss`, `right`
+(share of right answers, by kind of task), `tokens_per_s`, `left_s`."""
+
+
+def log_line(numbers: dict[str, Any]) -> None:
+    """Say it as a line of the log."""
+    right = " ".join(f"{kind} {share:.2f}" for kind, share in numbers["right"].items())
+    log.info(
+        "step %d  tokens %.2fM  loss %.3f  right %s  %.0f tok/s  %.0f min left",
+        numbers["step"], numbers["num_tokens"] / 1e6, numbers["loss"],
+        right, numbers["tokens_per_s"], numbers["left_s"] / 60,
+    )  # fmt: skip
 
 
 class Optimizers:
@@ -147,7 +158,6 @@ class Pretraining:
         out: Path,
         *,
         init: Path | None = None,
-        questions: Path | None = None,
         threads: int = 1,
     ) -> None:
         self.config, self.out, self.init, self.threads = config, out, init, threads
@@ -160,8 +170,7 @@ class Pretraining:
         if not (out / "tokenizer.json").exists():
             log.info("training a tokenizer of %d tokens", config.model.vocab_size)
             train_tokenizer(tokenizer_texts(prose, config.seed), config.model.vocab_size, out)
-        passages = Passages(read_questions(questions)) if questions is not None else None
-        self.tasks = Tasks(prose, load_tokenizer(out), passages)
+        self.tasks = Tasks(prose, load_tokenizer(out))
         self.step = self.num_tokens = 0
         self.seconds = 0.0
         self.model = self._restore()
@@ -199,29 +208,39 @@ class Pretraining:
         temporary.write_text(json.dumps(progress) + "\n", encoding="utf-8")
         os.replace(temporary, self.out / "progress.json")
 
-    def run(self, *, save_every_s: float = 180, log_every_s: float = 10) -> None:
+    def run(
+        self, *, save_every_s: float = 180, said: Said = log_line, say_every_s: float = 10
+    ) -> None:
         """Train to the last stage's end."""
-        saved_at = logged_at = time.monotonic()
-        logged_tokens, losses = self.num_tokens, []
+        saved_at = said_at = time.monotonic()
+        said_tokens, losses = self.num_tokens, []
         while self.num_tokens < self.config.total_tokens:
             started = time.monotonic()
             losses.append(self.take_step())
             now = time.monotonic()
             self.seconds += now - started
-            if now - logged_at > log_every_s:
-                speed = (self.num_tokens - logged_tokens) / (now - logged_at)
-                left_s = (self.config.total_tokens - self.num_tokens) / speed
-                log.info(
-                    "step %d  tokens %.2fM  loss %.3f  right %s  %.0f tok/s  %.0f min left",
-                    self.step, self.num_tokens / 1e6, sum(losses) / len(losses),
-                    self._accuracy(), speed, left_s / 60,
-                )  # fmt: skip
-                logged_at, logged_tokens, losses = now, self.num_tokens, []
+            if now - said_at > say_every_s:
+                said(self._numbers(losses, self.num_tokens - said_tokens, now - said_at))
+                said_at, said_tokens, losses = now, self.num_tokens, []
             if now - saved_at > save_every_s:
                 self.save()
                 saved_at = now
+        if losses:
+            seconds = time.monotonic() - said_at
+            said(self._numbers(losses, self.num_tokens - said_tokens, seconds))
         self.save()
         self.export()
+
+    def _numbers(self, losses: list[float], num_tokens: int, seconds: float) -> dict[str, Any]:
+        speed = num_tokens / seconds
+        return {
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "loss": sum(losses) / len(losses),
+            "right": {kind: sum(v) / len(v) for kind, v in sorted(self.right.items())},
+            "tokens_per_s": speed,
+            "left_s": max(0, self.config.total_tokens - self.num_tokens) / speed,
+        }
 
     def export(self) -> None:
         """Write `<out>/final`: the checkpoint as it ships, bfloat16 weights and the tokenizer."""
@@ -238,7 +257,7 @@ class Pretraining:
         total_weight = weights_BT[:, 1:].sum()
 
         def learn(part: tuple[Tensor, Tensor]) -> tuple[float, Tensor]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.autocast):
+            with torch.autocast("cpu", torch.bfloat16):
                 loss, right_BT = weighted_loss(self.model, *part)
             loss = loss / total_weight
             loss.backward()  # type: ignore[no-untyped-call]
@@ -260,9 +279,6 @@ class Pretraining:
         self.num_tokens += tokens_BT.numel()
         return loss
 
-    def _accuracy(self) -> str:
-        return " ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(self.right.items()))
-
 
 def pretrain(
     config_path: Path,
@@ -270,17 +286,17 @@ def pretrain(
     out: Path,
     *,
     init: Path | None = None,
-    questions: Path | None = None,
     threads: int = 2,
+    said: Said = log_line,
 ) -> None:
     """Train as `config_path` says on every train-*.jsonl.zst of `corpus`, into the folder `out`.
 
     A run that has been interrupted goes on; a new one starts from nothing, or from the weights and
-    the tokenizer of the checkpoint `init`. The kind `questions` practises on those of a file.
+    the tokenizer of the checkpoint `init`.
     """
     files = sorted(corpus.glob("train-*.jsonl.zst"))
     if not files:
         raise ValueError(f"{corpus} holds no train-*.jsonl.zst files")
     torch.set_num_threads(1)
     config = PretrainConfig.load(config_path)
-    Pretraining(config, files, out, init=init, questions=questions, threads=threads).run()
+    Pretraining(config, files, out, init=init, threads=threads).run(said=said)

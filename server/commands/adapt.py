@@ -10,18 +10,24 @@ from imprint.adapters.config import RefineConfig
 from imprint.server.client import Adaptation
 from imprint.server.commands.common import CommandError, read_document, read_fields, write_json
 from imprint.server.commands.connection import add_connection, connect
+from imprint.server.commands.descriptions import Commands, add_command
 from imprint.server.commands.progress import StudyDisplay
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "adapt",
-        help="study a file and keep the adapter",
+        "study a file and keep the adapter",
+        "imprint adapt report.txt\n"
+        "imprint adapt report.txt --preset fast --set steps=8 --seed 3\n"
+        "imprint adapt report.txt --url http://127.0.0.1:8765 --json",
         description=(
             "Study a file without questions and keep the adapter. Without --url it is kept in the "
             "data folder, where `imprint serve` finds it."
         ),
+        run=run,
     )
     parser.add_argument("file", metavar="FILE", help="text file, UTF-8; - is standard input")
     parser.add_argument("--preset", help="default, fast or paper")
@@ -36,7 +42,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the adaptation")
     parser.add_argument("--json", action="store_true", help="print the adaptation as JSON")
     add_connection(parser, "data_dir")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,15 +10,21 @@ from typing import Any
 from imprint.server.client import AnswerRequest, BadReplyError, ImprintClient
 from imprint.server.commands.common import UsageError, printable, read_document, write_json
 from imprint.server.commands.connection import add_connection, connect
+from imprint.server.commands.descriptions import Commands, add_command
 from imprint.server.commands.progress import StudyDisplay
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "answer",
-        help="study a file and answer questions about it",
+        "study a file and answer questions about it",
+        'imprint answer report.txt -q "Who signed it?" -q "When?"\n'
+        'imprint answer report.txt -q "Who signed it?" --url http://127.0.0.1:8765 --json\n'
+        'imprint answer - -q "Who signed it?" --max-tokens 24',
         description="Study a file and answer questions about it, each question on its own.",
+        run=run,
     )
     parser.add_argument("file", metavar="FILE", help="text file, UTF-8; - is standard input")
     parser.add_argument(
@@ -40,7 +46,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the adaptation")
     parser.add_argument("--json", action="store_true", help="print the server's reply as JSON")
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,17 +17,26 @@ from imprint.server.commands.common import (
     model_folder,
     write_json,
 )
+from imprint.server.commands.descriptions import Commands, add_command, add_group
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Describe the command and its benchmarks."""
-    parser = commands.add_parser("bench", help="measure time and memory on this machine")
-    benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    step = benchmarks.add_parser(
+    benchmarks = add_group(
+        commands,
+        "bench",
+        "measure time and memory on this machine",
+        "imprint bench serve --quick\nimprint bench kernels --json",
+        parts="benchmarks",
+    )
+    step = add_command(
+        benchmarks,
         "step",
-        help="an optimisation step against one reading and against the published loop",
+        "an optimisation step against one reading and against the published loop",
+        "imprint bench step\nimprint bench step --num-tokens 16384 --repeats 3 --json",
+        run=run_step,
         description=(
             "Time an optimisation step against one reading of the document and against the "
             "published loop, compare their gradients, and measure peak memory. Needs a clone: the "
@@ -39,11 +48,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     step.add_argument("--positions", type=int, default=8, metavar="N", help="positions per step")
     step.add_argument("--rollout-length", type=int, default=5, metavar="N", help="rollout tokens")
     step.add_argument("--repeats", type=int, default=7, metavar="N", help="timed pairs")
-    step.set_defaults(run=run_step)
     _add_kernels(benchmarks)
-    answer = benchmarks.add_parser(
+    answer = add_command(
+        benchmarks,
         "answer",
-        help="time to first token, idle and while a long document is adapted",
+        "time to first token, idle and while a long document is adapted",
+        "imprint bench answer\nimprint bench answer --num-questions 20 --json",
+        run=run_answer,
         description=(
             "Put questions to a studied document, on a server of its own: the time to the first "
             "token, idle and while a long document is adapted, and the longest quantum."
@@ -54,14 +65,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--num-questions", type=int, default=50, metavar="N", help="questions, idle and under load")
     add("--document-tokens", type=int, default=1024, metavar="N", help="length of the document")
     add("--background-tokens", type=int, default=16384, metavar="N", help="length of the other one")
-    answer.set_defaults(run=run_answer)
     bench_serve.add_parser(benchmarks)
 
 
-def _add_kernels(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    kernels = benchmarks.add_parser(
+def _add_kernels(benchmarks: Commands) -> None:
+    kernels = add_command(
+        benchmarks,
         "kernels",
-        help="the delta rules against the matmul rate; reading and decoding with the model",
+        "the delta rules against the matmul rate; reading and decoding with the model",
+        "imprint bench kernels\nimprint bench kernels --device cuda --batch-sizes 1,64 --json",
+        run=run_kernels,
         description=(
             "Time the chunkwise delta rules against the rate of a matmul in the same run, reading "
             "in tokens per second, and a decoding step of several sequences against one."
@@ -80,7 +93,6 @@ def _add_kernels(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]
         help="sequences that decode together; default: 1,32 on a CPU, 1,16,64,256 on a GPU",
     )
     add("--repeats", type=int, default=7, metavar="N", help="timed calls of each")
-    kernels.set_defaults(run=run_kernels)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from imprint.server.commands.common import UsageError, add_model, error_console, write_json
+from imprint.server.commands.descriptions import Commands, add_command
 from imprint.server.config import BUNDLED_MODEL
 
 ADAPTER_BYTES = 2**19
@@ -26,11 +27,15 @@ TARGETS = (
 )
 
 
-def add_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(benchmarks: Commands) -> None:
     """Describe the benchmark."""
-    parser = benchmarks.add_parser(
+    parser = add_command(
+        benchmarks,
         "serve",
-        help="a server under load: throughput, waits, memory, and the targets",
+        "a server under load: throughput, waits, memory, and the targets",
+        "imprint bench serve --quick\n"
+        "imprint bench serve --load-only --question-rate 20 --duration 60 --json",
+        run=run,
         description=(
             "Send documents and questions, which arrive by chance, to a server, and measure "
             "throughput, waits, rejections and memory. Then compare, alternately: answers about "
@@ -53,7 +58,6 @@ def add_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--warm-up", type=float, default=3.0, metavar="S", help="seconds before it counts")
     add("--document-tokens", type=int, default=128, metavar="N", help="length of documents, about")
     add("--max-tokens", type=int, default=16, metavar="N", help="longest answer")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import shlex
 import sys
 from collections.abc import Iterator
 
+from imprint.server.commands.descriptions import Commands, add_command
+
 _BASH = """\
 _imprint() {{
   local place=imprint word options=
@@ -24,18 +26,19 @@ complete -o default -F _imprint imprint
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "completion",
-        help="print a completion script for a shell",
+        "print a completion script for a shell",
+        "imprint completion bash > ~/.local/share/bash-completion/completions/imprint\n"
+        "imprint completion fish > ~/.config/fish/completions/imprint.fish\n\n"
+        "In a running bash: source <(imprint completion bash)",
         description="Print a script that completes commands and flags.",
-        epilog="examples:\n  source <(imprint completion bash)\n"
-        "  imprint completion fish > ~/.config/fish/completions/imprint.fish",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run=run,
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,50 +40,10 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     _add_key(parser)
 
 
-def add_paging(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a command that lists."""
-    parser.add_argument("--limit", type=int, default=20, metavar="N", help="at most 100")
-    parser.add_argument("--after", metavar="ID", help="the last id of the page before")
-
-
 def ask(arguments: argparse.Namespace, call: Callable[[ImprintClient], Result]) -> Result:
     """What the server at `--url` answers to one call."""
     with ImprintClient(arguments.url, api_key=_api_key(arguments)) as client:
         return call(client)
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A command with actions of its own."""
-
-    name: str
-    about: str
-    examples: str
-
-    def add_to(
-        self, commands: argparse._SubParsersAction[argparse.ArgumentParser]
-    ) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-        """Add the command; returns where its actions go."""
-        parser = commands.add_parser(
-            self.name,
-            help=self.about,
-            description=self.about[0].upper() + self.about[1:] + ".",
-            epilog=self.examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        return parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-
-
-def add_action(
-    actions: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    about: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    """Add one action of a command."""
-    parser = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _add_key(parser: argparse._ActionsContainer) -> None:

@@ -1,51 +1,89 @@
-"""`imprint documents`: store files on a running server, list, show and delete them."""
+"""`imprint documents`: store files on a running server, list, show, extend and delete them."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from imprint.server.client import Document, ImprintClient, Page
-from imprint.server.commands.common import UsageError, printable, write_json
-from imprint.server.commands.connection import Described, add_action, add_paging, add_server, ask
+from imprint.server.client import Document, ImprintClient
+from imprint.server.commands.common import read_document, write_json
+from imprint.server.commands.connection import add_server, ask
+from imprint.server.commands.descriptions import Commands, Run, add_command, add_group
+from imprint.server.commands.listing import (
+    add_paging,
+    read_file,
+    write_deleted,
+    write_line,
+    write_page,
+)
 
-_EXAMPLES = """\
-examples:
-  imprint documents add report.pdf --title "Annual report"
-  imprint documents list --json
-  imprint documents show doc_5f0c1d2e3b4a59687716a5b4 --text
-  imprint documents delete doc_5f0c1d2e3b4a59687716a5b4
-"""
+_ID = "doc_5f0c1d2e3b4a59687716a5b4"
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Describe the command and what it does with documents."""
-    described = Described("documents", "stored documents of a running server", _EXAMPLES)
-    actions = described.add_to(commands)
-    add = add_action(actions, "add", "store a file: txt, md, html, pdf or docx", run_add)
+    actions = add_group(
+        commands,
+        "documents",
+        "stored documents of a running server",
+        'imprint documents add report.pdf --title "Annual report"\nimprint documents list --json',
+    )
+
+    def action(name: str, about: str, run: Run, examples: str) -> argparse.ArgumentParser:
+        return add_command(actions, name, about, examples, run=run)
+
+    add = action(
+        "add",
+        "store a file: txt, md, html, pdf or docx",
+        run_add,
+        'imprint documents add report.pdf --title "Annual report"\n'
+        "imprint documents add notes.md --json",
+    )
     add.add_argument("file", metavar="FILE")
-    add.add_argument("--title")
-    add_server(add)
-    listed = add_action(actions, "list", "list documents, newest first", run_list)
-    add_paging(listed)
-    add_server(listed)
-    show = add_action(actions, "show", "show a document", run_show)
+    add.add_argument("--title", help="a name for people")
+    append = action(
+        "append",
+        "add a text to a document; only what is new is read",
+        run_append,
+        f"imprint documents append {_ID} more.txt\n"
+        f"imprint documents append {_ID} more.txt --version 1 --preset fast",
+    )
+    append.add_argument("id", metavar="ID")
+    append.add_argument("file", metavar="FILE", help="text file, UTF-8; - is standard input")
+    append.add_argument(
+        "--version", type=int, metavar="N", help="refuse if the document has another by now"
+    )
+    append.add_argument("--preset", help="study it, too: default, fast or paper")
+    add_paging(
+        action(
+            "list",
+            "list documents, newest first",
+            run_list,
+            f"imprint documents list\nimprint documents list --limit 100 --after {_ID} --json",
+        )
+    )
+    show = action(
+        "show",
+        "show a document",
+        run_show,
+        f"imprint documents show {_ID}\nimprint documents show {_ID} --text",
+    )
     show.add_argument("id", metavar="ID")
     show.add_argument("--text", action="store_true", help="print its text")
-    add_server(show)
-    delete = add_action(actions, "delete", "delete a document and its adaptations", run_delete)
+    delete = action(
+        "delete",
+        "delete a document and its adaptations",
+        run_delete,
+        f"imprint documents delete {_ID}",
+    )
     delete.add_argument("id", metavar="ID")
-    add_server(delete)
+    for parser in actions.choices.values():
+        add_server(parser)
 
 
 def run_add(arguments: argparse.Namespace) -> int:
     """Store the file and print its id."""
-    try:
-        data = Path(arguments.file).read_bytes()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"cannot read {arguments.file}: {reason}") from None
+    data = read_file(arguments.file)
     name = Path(arguments.file).name
 
     def call(client: ImprintClient) -> Document:
@@ -55,46 +93,54 @@ def run_add(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_append(arguments: argparse.Namespace) -> int:
+    """Append the text and print the document, which has a next version."""
+    text = read_document(arguments.file)
+    method = None if arguments.preset is None else {"type": "refine", "preset": arguments.preset}
+
+    def call(client: ImprintClient) -> Document:
+        made = client.append_document(arguments.id, text, version=arguments.version, method=method)
+        return made.document
+
+    _write(ask(arguments, call), arguments.json)
+    return 0
+
+
 def run_list(arguments: argparse.Namespace) -> int:
     """Print a page."""
-
-    def call(client: ImprintClient) -> Page[Document]:
-        return client.documents_page(limit=arguments.limit, after=arguments.after)
-
-    page = ask(arguments, call)
-    if arguments.json:
-        write_json({"data": [item.body for item in page.items], "has_more": page.has_more})
-        return 0
-    for document in page.items:
-        _write(document, False)
+    limit, after = arguments.limit, arguments.after
+    page = ask(arguments, lambda client: client.documents_page(limit=limit, after=after))
+    write_page(page, lambda document: document.body, _line, as_json=arguments.json)
     return 0
 
 
 def run_show(arguments: argparse.Namespace) -> int:
     """Print a document, or its text."""
-    if arguments.text:
-        text = ask(arguments, lambda client: client.document_text(arguments.id))
-        if arguments.json:
-            write_json({"id": arguments.id, "text": text})
-        else:
-            sys.stdout.write(printable(text) + "\n")
-    else:
+    if not arguments.text:
         _write(ask(arguments, lambda client: client.document(arguments.id)), arguments.json)
+        return 0
+    text = ask(arguments, lambda client: client.document_text(arguments.id))
+    if arguments.json:
+        write_json({"id": arguments.id, "text": text})
+    else:
+        write_line(text)
     return 0
 
 
 def run_delete(arguments: argparse.Namespace) -> int:
     """Delete it."""
     ask(arguments, lambda client: client.delete_document(arguments.id))
-    if arguments.json:
-        write_json({"id": arguments.id, "deleted": True})
+    write_deleted(arguments.id, as_json=arguments.json)
     return 0
+
+
+def _line(document: Document) -> str:
+    title = document.body.get("title") or ""
+    return f"{document.id}  {document.num_tokens} tokens  {title}"
 
 
 def _write(document: Document, as_json: bool) -> None:
     if as_json:
         write_json(document.body)
-        return
-    title = document.body.get("title") or ""
-    sys.stdout.write(printable(f"{document.id}  {document.num_tokens} tokens  {title}".rstrip()))
-    sys.stdout.write("\n")
+    else:
+        write_line(_line(document))

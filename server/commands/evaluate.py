@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from imprint.adapters.evaluation.arm_names import ARMS
 from imprint.server.commands.common import UsageError, add_model
+from imprint.server.commands.descriptions import Commands, add_command, add_group
 from imprint.server.commands.evaluation_run import Material, run_benchmark
 from imprint.server.config import BUNDLED_MODEL
 
@@ -23,21 +24,33 @@ _COMMON = (
 _NUM_RULER_DOCUMENTS = 200
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Describe the command and its benchmarks."""
-    parser = commands.add_parser("eval", help="measure whether adapting helps, against baselines")
-    benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
+    benchmarks = add_group(
+        commands,
+        "eval",
+        "measure whether adapting helps, against baselines",
+        "imprint eval ruler --num-documents 20\nimprint eval documents my-documents",
+        parts="benchmarks",
+    )
     _add_ruler(benchmarks)
-    qa = benchmarks.add_parser(
+    qa = add_command(
+        benchmarks,
         "qa",
-        help="questions with their contexts, from a file",
+        "questions with their contexts, from a file",
+        "imprint eval qa questions.jsonl --num-documents 100\n"
+        "imprint eval qa questions.jsonl --metric f1 --output runs/qa --json",
+        run=lambda arguments: run_benchmark("qa", arguments, _qa),
         description="A line of FILE holds context, question and answers, a list. " + _COMMON,
     )
     qa.add_argument("file", type=Path, metavar="FILE", help=".jsonl or .jsonl.zst")
-    qa.set_defaults(run=lambda arguments: run_benchmark("qa", arguments, _qa))
-    longbench = benchmarks.add_parser(
+    longbench = add_command(
+        benchmarks,
         "longbench",
-        help="LongBench tasks, from a folder of files",
+        "LongBench tasks, from a folder of files",
+        "imprint eval longbench longbench-files --tasks narrativeqa,hotpotqa\n"
+        "imprint eval longbench longbench-files --output runs/longbench --plot longbench.png",
+        run=lambda arguments: run_benchmark("longbench", arguments, _longbench),
         description=(
             "DIR holds a .parquet or .jsonl file a task, as the published REFINE evaluation has "
             "them, with the columns prompt, answers, task and max_gen_tokens. " + _COMMON
@@ -45,10 +58,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     longbench.add_argument("folder", type=Path, metavar="DIR", help="folder of the files")
     longbench.add_argument("--tasks", type=names, default=(), metavar="LIST", help="only these")
-    longbench.set_defaults(run=lambda arguments: run_benchmark("longbench", arguments, _longbench))
-    documents = benchmarks.add_parser(
+    documents = add_command(
+        benchmarks,
         "documents",
-        help="your own documents, with questions or recall probes",
+        "your own documents, with questions or recall probes",
+        "imprint eval documents my-documents\n"
+        "imprint eval documents my-documents --preset paper --output runs/mine --json",
+        run=lambda arguments: run_benchmark("documents", arguments, _documents),
         description=(
             "DIR holds .txt and .md files. NAME.txt is asked what NAME.questions.jsonl beside it "
             "holds, lines of question and answers; without that, what follows a few of its own "
@@ -56,15 +72,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ),
     )
     documents.add_argument("folder", type=Path, metavar="DIR", help="folder of the documents")
-    documents.set_defaults(run=lambda arguments: run_benchmark("documents", arguments, _documents))
     for benchmark in (qa, longbench, documents):
         _add_how(benchmark, num_documents=None)
 
 
-def _add_ruler(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    ruler = benchmarks.add_parser(
+def _add_ruler(benchmarks: Commands) -> None:
+    ruler = add_command(
+        benchmarks,
         "ruler",
-        help="needles in prose, variable tracking and questions among distractors, after RULER",
+        "needles in prose, variable tracking and questions among distractors, after RULER",
+        "imprint eval ruler --num-documents 20\n"
+        "imprint eval ruler --tasks vt --lengths 1024,4096 --output runs/vt --plot vt.png",
+        run=lambda arguments: run_benchmark("ruler", arguments, _ruler),
         description="RULER's tasks, made from prose and questions of yours. " + _COMMON,
     )
     add = ruler.add_argument
@@ -102,7 +121,6 @@ def _add_ruler(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="ruler",
         help="ruler: question and start of the answer; question: as the server asks it",
     )
-    ruler.set_defaults(run=lambda arguments: run_benchmark("ruler", arguments, _ruler))
     _add_how(ruler, num_documents=_NUM_RULER_DOCUMENTS)
 
 

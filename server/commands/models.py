@@ -1,4 +1,4 @@
-"""`imprint models`: look into a checkpoint; write a random one."""
+"""`imprint models`: list those of a server; look into a checkpoint; write a random one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from imprint.server.commands.common import (
     with_checkpoint,
     write_json,
 )
+from imprint.server.commands.connection import add_server, ask
+from imprint.server.commands.descriptions import Commands, add_command, add_group
+from imprint.server.commands.listing import add_paging, write_page
 from imprint.server.config import Settings
 
 _INSPECT_SETTINGS = (
@@ -29,13 +32,30 @@ _INSPECT_SETTINGS = (
 )
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Describe the command and what it does with models."""
-    parser = commands.add_parser("models", help="look into a checkpoint, or write a random one")
-    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    inspect = actions.add_parser(
+    actions = add_group(
+        commands,
+        "models",
+        "list a server's models, look into a checkpoint, or write a random one",
+        "imprint models list\nimprint models inspect fla-hub/delta_net-1.3B-100B",
+    )
+    listed = add_command(
+        actions,
+        "list",
+        "list what a running server can be asked: its model, then studied documents",
+        "imprint models list\nimprint models list --limit 1000 --json",
+        run=run_list,
+    )
+    add_paging(listed, most=1000)
+    add_server(listed)
+    inspect = add_command(
+        actions,
         "inspect",
-        help="architecture, size, memory, and what is missing",
+        "architecture, size, memory, and what is missing",
+        "imprint models inspect runs/post/checkpoint\n"
+        "imprint models inspect fla-hub/delta_net-1.3B-100B --dtype bfloat16 --json",
+        run=run_inspect,
         description=(
             "Say what a checkpoint holds, what it costs to serve and to adapt, and what is wrong "
             "with it, without loading its weights. Exit code 1 if it cannot be served."
@@ -51,14 +71,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     inspect.add_argument("--json", action="store_true", help="print everything as JSON")
     add_settings(inspect, _INSPECT_SETTINGS)
-    inspect.set_defaults(run=run_inspect)
     _add_fake(actions)
 
 
-def _add_fake(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    fake = actions.add_parser(
+def _add_fake(actions: Commands) -> None:
+    fake = add_command(
+        actions,
         "fake",
-        help="write a random checkpoint of a public configuration",
+        "write a random checkpoint of a public configuration",
+        "imprint models fake /tmp/noise --like delta_net-1.3B --layers 2 --hidden 256",
+        run=run_fake,
         description=(
             "Write a checkpoint with random weights in the shape of a public one, for tests and "
             "for benchmarks of speed. It answers noise."
@@ -73,7 +95,21 @@ def _add_fake(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="type on disk")
     add("--shard-bytes", type=int, default=2**31, metavar="N", help="size of a file, at most")
     add("--seed", type=int, default=0, metavar="N", help="seed of the weights")
-    fake.set_defaults(run=run_fake)
+    add("--json", action="store_true", help="print what was written as JSON")
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """Print a page."""
+    limit, after = arguments.limit, arguments.after
+    page = ask(arguments, lambda client: client.models_page(limit=limit, after=after))
+    write_page(page, lambda card: card, _card_line, as_json=arguments.json)
+    return 0
+
+
+def _card_line(card: dict[str, Any]) -> str:
+    if card.get("parent") is None:
+        return f"{card.get('id')}  base"
+    return f"{card.get('id')}  {'adapted' if card.get('adapted') else 'not adapted'}"
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
@@ -103,7 +139,10 @@ def run_fake(arguments: argparse.Namespace) -> int:
         shard_bytes=arguments.shard_bytes,
         seed=arguments.seed,
     )
-    sys.stdout.write(f"{arguments.path}: {num_parameters:,} random parameters\n")
+    if arguments.json:
+        write_json({"folder": str(arguments.path), "num_parameters": num_parameters})
+    else:
+        sys.stdout.write(f"{arguments.path}: {num_parameters:,} random parameters\n")
     return 0
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 
 from imprint.server.commands.common import add_settings, load_settings, with_checkpoint
+from imprint.server.commands.descriptions import Commands, add_command
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
     """Describe the command: every setting is a flag."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "serve",
-        help="start the server",
+        "start the server",
+        "imprint serve\n"
+        "imprint serve --port 9000 --data-dir /var/lib/imprint\n"
+        "imprint serve --model fla-hub/delta_net-1.3B-100B --device cuda --dtype bfloat16\n"
+        "imprint serve --log-format json",
         description="Start the server. Every option can also be set by its variable in brackets.",
+        run=run,
     )
     add_settings(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from imprint.server.commands.common import (
     error_console,
     model_folder,
 )
+from imprint.server.commands.descriptions import Commands, add_command
 
 if TYPE_CHECKING:
     from imprint.adapters.training.refine_train import Numbers, Said
@@ -25,30 +26,23 @@ _DATA = {
     "mid": "objects with `text`",
     "post": "objects with `prompt` and `response`, or `context`, `question` and `answers`",
 }
-_EPILOG = """examples:
-  imprint train {phase} --data FOLDER --out runs/{phase}
-  imprint train {phase} --config {phase}.toml --model CHECKPOINT --data FOLDER \\
-    --out runs/{phase} --max-minutes 30
-  torchrun --nproc-per-node 8 -m imprint.server.cli train {phase} --device cuda ...
-  imprint serve --model runs/{phase}/checkpoint
+_EXAMPLES = """
+imprint train {phase} --data texts --out runs/{phase}
+imprint train {phase} --config {phase}.toml --data texts --out runs/{phase} --max-minutes 30
+imprint serve --model runs/{phase}/checkpoint
+
+On several GPUs: torchrun --nproc-per-node 8 -m imprint.server.cli train {phase} --device cuda ...
 
 The same command goes on where a run stopped, with the losses it would have had. metrics.jsonl in
 the run's folder has a line a round. In the TOML file, fields stand at the top and those of the
 step under [method]; lambda_rl = 0 there leaves the next-token loss alone{baseline}."""
 
 
-def add_parser(
-    phases: argparse._SubParsersAction[argparse.ArgumentParser], phase: Phase, help: str
-) -> None:
+def add_parser(phases: Commands, phase: Phase, about: str) -> None:
     """Describe one phase."""
     baseline = ", prompt_steps = 0 the supervised loss" if phase == "post" else ""
-    parser = phases.add_parser(
-        phase,
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
-        epilog=_EPILOG.format(phase=phase, baseline=baseline),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    examples = _EXAMPLES.format(phase=phase, baseline=baseline)
+    parser = add_command(phases, phase, about, examples, run=run)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; default: the paper")
     add_model(parser)
     parser.add_argument(
@@ -70,7 +64,7 @@ def add_parser(
         "--shard-mib", type=float, metavar="N", help="largest file of weights; default: one file"
     )
     parser.add_argument("--json", action="store_true", help="each round as a JSON line")
-    parser.set_defaults(run=run, phase=phase)
+    parser.set_defaults(phase=phase)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -111,8 +111,10 @@ def test_fake_is_inspected_without_a_problem(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "fake"
     size = ["--layers", "1", "--hidden", "64", "--vocab", "300", "--shard-bytes", "50000"]
     like = ["--like", "gated_deltanet-1.3B-fused"]
-    assert main(["models", "fake", str(folder), *like, *size]) == 0
-    assert "random parameters" in capsys.readouterr().out
+    assert main(["models", "fake", str(folder), *like, *size, "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["folder"] == str(folder)
+    assert written["num_parameters"] > 0
     report = inspected(capsys, str(folder))
     assert report["architecture"] == "GatedDeltaNet"
     assert report["problems"] == []

@@ -50,7 +50,28 @@ def test_documents_and_their_adaptations(url, tmp_path, capsys) -> None:
     capsys.readouterr()
     listed = json.loads(said(capsys, "adaptations", "list", *at, "--json"))
     assert [item["id"] for item in listed["data"]] == [job["id"]]
-    said(capsys, "adaptations", "delete", job["id"], *at)
+    cards = json.loads(said(capsys, "models", "list", *at, "--json"))["data"]
+    assert [card["parent"] for card in cards] == [None, cards[0]["id"]]
+    assert said(capsys, "models", "list", *at).splitlines()[0] == f"{cards[0]['id']}  base"
+    assert main(["models", "list", "--limit", "1", *at]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [f"{cards[0]['id']}  base"]
+    assert told.err == f"imprint: there are more: --after {cards[0]['id']}\n"
+    more = said(capsys, "models", "list", "--after", cards[0]["id"], *at)
+    assert more.startswith(f"{cards[1]['id']}  ")
+    deleted = json.loads(said(capsys, "adaptations", "delete", job["id"], *at, "--json"))
+    assert deleted == {"id": job["id"], "deleted": True}
+    taken = json.loads(said(capsys, "adaptations", "import", str(exported), *at, "--json"))
+    assert taken["method"] == {"type": "import"}
+    assert taken["status"] in ("succeeded", "rejected")
+    longer = said(capsys, "documents", "append", stored["id"], str(note), "--version", "1", *at)
+    assert longer.startswith(f"{stored['id']}  ")
+    assert "harbour" in said(capsys, "documents", "show", stored["id"], "--text", *at)
+    assert main(["documents", "append", stored["id"], str(note), "--version", "1", *at]) == 1
+    assert "version" in capsys.readouterr().err
+    shown = json.loads(said(capsys, "documents", "show", stored["id"], *at, "--json"))
+    assert shown["version"] == 2
+    said(capsys, "adaptations", "delete", taken["id"], *at)
     said(capsys, "documents", "delete", stored["id"], *at)
     assert main(["documents", "show", stored["id"], *at]) == 1
     assert "no document" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.pretrain import Pretraining, pretrain, prime_induction
 from imprint.models import DeltaNet, DeltaNetConfig, load_model, load_tokenizer
+from imprint.server.cli import main
 
 CONFIG = """
 seed = 3
@@ -47,7 +50,11 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     files = sorted(corpus.glob("*.zst"))
     config = PretrainConfig.load(config_file)
     whole = Pretraining(config, files, tmp_path / "whole")
-    whole.run()
+    said: list[dict[str, Any]] = []
+    whole.run(said=said.append, say_every_s=0)
+    assert [numbers["step"] for numbers in said] == list(range(1, whole.step + 1))
+    assert (said[-1]["num_tokens"], said[-1]["left_s"]) == (whole.num_tokens, 0)
+    assert set(said[-1]["right"]) == {"repeat", "needles"}
     halves = Pretraining(config, files, tmp_path / "halves")
     for _ in range(3):
         halves.take_step()
@@ -97,6 +104,15 @@ def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
     run = Pretraining(PretrainConfig.load(path), sorted(corpus.glob("*.zst")), tmp_path / "run")
     losses = [run.take_step() for _ in range(40)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_the_command_says_how_it_goes_as_json(
+    config_file: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--config", str(config_file), "--corpus", str(corpus), "--out", str(tmp_path / "run")]
+    assert main(["train", "pretrain", *run, "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["num_tokens"] >= 2048
 
 
 def test_a_folder_without_a_corpus_is_refused(config_file: Path, tmp_path: Path) -> None:
