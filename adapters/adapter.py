@@ -1,7 +1,7 @@
 """The adapter: what studying a document leaves behind, and how it becomes one file.
 
 Holds the document's tokens and entropies (focus chooses positions from them), the recurrent state
-at its end, the accepted delta if there is one, and a manifest from which the job can be replayed.
+at its end, what was trained if it was accepted, and a manifest from which the job can be replayed.
 """
 
 from __future__ import annotations
@@ -22,29 +22,33 @@ FORMAT: Final = "imprint-adapter-1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """T = document tokens. `delta` is None where nothing was studied or the gate refused."""
+    """T = document tokens. `delta` and `start` are None where nothing was studied or the gate
+    refused; else one of them is set, as the scope of the study says."""
 
     tokens_T: Tensor
     """Token ids of the document, int64."""
     entropy_T: Tensor
     """Entropy in nats of the base model's next-token distribution after each token, float32."""
     state: RecurrentState
-    """State at the document's end, batch 1; read with the delta in scope `lora`."""
+    """State at the document's end, batch 1; read with the delta in scope `lora`, from `start` in
+    scope `state`."""
     delta: LoraDelta | None = None
     """One delta, already blended."""
+    start: RecurrentState | None = None
+    """The state that the document was read from, batch 1, in scope `state`: answers need it not."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """Model hash, config, seed, outcome and measurements: plain JSON values."""
 
     @property
     def adapted(self) -> bool:
-        """Whether answers come from an accepted delta."""
-        return self.delta is not None
+        """Whether answers come from what a study has changed."""
+        return self.delta is not None or self.start is not None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        delta_bytes = self.delta.nbytes if self.delta else 0
-        return self.state.nbytes + delta_bytes + self.tokens_T.nbytes + self.entropy_T.nbytes
+        trained = sum(part.nbytes for part in (self.delta, self.start) if part is not None)
+        return self.state.nbytes + trained + self.tokens_T.nbytes + self.entropy_T.nbytes
 
     def to(self, device: torch.device | str) -> Self:
         """The same adapter with state and delta on `device`; itself where they are there already.
@@ -71,6 +75,7 @@ class Adapter:
             "document.entropy": self.entropy_T.float(),
             **self.state.to_tensors(),
             **(self.delta.to_tensors() if self.delta else {}),
+            **(self.start.to_tensors("start.") if self.start else {}),
         }
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
@@ -78,11 +83,13 @@ class Adapter:
     def from_tensors(cls, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Self:
         """The inverse of `to_tensors`."""
         has_delta = any(name.startswith("delta.") for name in tensors)
+        start = RecurrentState.from_tensors(tensors, "start.")
         return cls(
             tokens_T=tensors["document.tokens"].long(),
             entropy_T=tensors["document.entropy"],
             state=RecurrentState.from_tensors(tensors),
             delta=LoraDelta.from_tensors(tensors) if has_delta else None,
+            start=start if start.layers else None,
             manifest=manifest,
         )
 

@@ -15,7 +15,7 @@ SELECTIONS: Final = ("entropy", "uniform", "argmax", "argmin", "write")
 BRANCHES: Final = ("continue", "recall", "mixed")
 REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact", "ngram", "edit")
 ADVANTAGES: Final = ("grpo", "rloo", "dr_grpo")
-SCOPES: Final = ("lora", "query_lora")
+SCOPES: Final = ("lora", "query_lora", "state")
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "selection": SELECTIONS,
@@ -104,15 +104,15 @@ class RefineConfig:
     lambda_rl: float = 0.4
     """Weight of the policy loss; 0 samples no rollouts."""
     lambda_ntp: float = 1.0
-    """Weight of the next-token loss: over the document (lora), over the branches (query_lora)."""
+    """Weight of the next-token loss: over the branches (query_lora), else over the document."""
     learning_rate: float = 2e-3
-    """AdamW learning rate of the delta."""
+    """AdamW learning rate of what is trained."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW decay rates of the two moments."""
     weight_decay: float = 0.0
     """AdamW decoupled weight decay."""
     grad_clip: float = 1.0
-    """Largest gradient norm of one delta."""
+    """Largest gradient norm of one document's step."""
     clip_low: float = 0.2
     """PPO: smallest ratio is 1 - clip_low."""
     clip_high: float = 0.2
@@ -120,7 +120,8 @@ class RefineConfig:
     dual_clip: float = 3.0
     """PPO: bound of the loss where the advantage is negative."""
     scope: str = "query_lora"
-    """lora: the delta reads and answers. query_lora: it sees branches and questions only."""
+    """What is trained. lora: a delta that reads and answers. query_lora: a delta that sees branches
+    and questions only. state: the recurrent state that the document is read from."""
     lora_rank: int = 8
     """Rank of the delta."""
     lora_targets: tuple[str, ...] = ("q_proj", "o_proj")
@@ -187,6 +188,11 @@ class RefineConfig:
     def branches_at_once(self) -> int:
         """How many positions fit one quantum of about two segments."""
         return max(1, 2 * self.segment_tokens // self.branch_tokens)
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether what is trained changes how the document is read, so that every step reads it."""
+        return self.scope != "query_lora"
 
     @property
     def needs_hidden(self) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.errors import AdaptationError
@@ -45,10 +48,10 @@ def delta_dtype(model: FastWeightModel) -> torch.dtype:
     return torch.promote_types(model.dtype, torch.float32)
 
 
-def make_optimizer(delta: LoraDelta, config: RefineConfig) -> torch.optim.AdamW:
+def make_optimizer(parameters: Sequence[Tensor], config: RefineConfig) -> torch.optim.AdamW:
     """AdamW; elementwise, so several deltas in one tensor never mix."""
     return torch.optim.AdamW(
-        delta.parameters(),
+        parameters,
         lr=config.learning_rate,
         betas=(config.betas[0], config.betas[1]),
         weight_decay=config.weight_decay,

@@ -84,8 +84,8 @@ def read_foreign(path: Path, *, model_hash: str) -> ForeignAdapter:
                 f"this server has {model_hash}",
             )
         tokens = _tokens(file, tensors, start)
-    has_delta = any(name.startswith("delta.") for name in tensors)
-    _check_manifest(manifest, tokens, has_delta=has_delta)
+    is_trained = any(name.startswith(("delta.", "start.")) for name in tensors)
+    _check_manifest(manifest, tokens, is_trained=is_trained)
     return ForeignAdapter(checksum, len(tokens))
 
 
@@ -150,7 +150,7 @@ def _tokens(file: IO[bytes], tensors: dict[str, _Tensor], start: int) -> array[i
     return tokens
 
 
-def _check_manifest(manifest: dict[str, Any], tokens: array[int], *, has_delta: bool) -> None:
+def _check_manifest(manifest: dict[str, Any], tokens: array[int], *, is_trained: bool) -> None:
     """Raises for a manifest that does not describe the file, or from which nothing can be
     replayed."""
     kind, outcome = manifest.get("method"), manifest.get("outcome")
@@ -162,7 +162,7 @@ def _check_manifest(manifest: dict[str, Any], tokens: array[int], *, has_delta: 
         raise _invalid("method")
     if outcome not in ("succeeded", "rejected"):
         raise _invalid("outcome")
-    if has_delta is not (kind == "refine" and outcome == "succeeded"):
+    if is_trained is not (kind == "refine" and outcome == "succeeded"):
         raise _invalid("outcome")
     if kind == "refine":
         _check_study(manifest)

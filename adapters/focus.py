@@ -94,7 +94,7 @@ class Focus:
             return
         before = yield from self._probe(probe_QN, start, 0)
         delta = start.clone().detach().requires_grad_()
-        optimizer = make_optimizer(delta, self.config)
+        optimizer = make_optimizer(delta.parameters(), self.config)
         rewards: list[Tensor | None] = []
         for step in range(self.config.steps):
             optimizer.zero_grad()

@@ -192,6 +192,8 @@ class NeutralLoss(Call[float]):
     model: FastWeightModel
     tokens_1T: Tensor
     delta: LoraDelta | None
+    start: RecurrentState | None = None
+    """What it is read from [1 row]; the model's own start if not given."""
 
     @property
     def work(self) -> Work:
@@ -199,12 +201,15 @@ class NeutralLoss(Call[float]):
 
     @property
     def key(self) -> Hashable:
-        return ("neutral", self.tokens_1T.numel(), delta_key(self.delta))
+        delta = delta_key(self.delta)
+        return ("neutral", self.tokens_1T.numel(), delta, self.start is None)
 
     @torch.no_grad()
     def together(self, calls: Sequence[Self]) -> list[float]:
+        starts = [call.start for call in calls if call.start is not None]
         hidden_BTD, _ = self.model(
             torch.cat([call.tokens_1T for call in calls]),
+            stacked_states(starts) if starts else None,
             delta=stacked_deltas([call.delta for call in calls]),
         )
         return [call._result(hidden_TD) for call, hidden_TD in zip(calls, hidden_BTD, strict=True)]
@@ -214,10 +219,13 @@ class NeutralLoss(Call[float]):
 
 
 def neutral_call(
-    model: FastWeightModel, neutral: Sequence[int], delta: LoraDelta | None
+    model: FastWeightModel,
+    neutral: Sequence[int],
+    delta: LoraDelta | None,
+    start: RecurrentState | None = None,
 ) -> NeutralLoss:
-    """The loss on the neutral text under `delta`."""
-    return NeutralLoss(model, torch.tensor([neutral], device=model.device), delta)
+    """The loss on the neutral text under `delta`, read from `start`."""
+    return NeutralLoss(model, torch.tensor([neutral], device=model.device), delta, start)
 
 
 def neutral_loss(model: FastWeightModel, neutral: Sequence[int], delta: LoraDelta | None) -> float:

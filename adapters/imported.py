@@ -32,33 +32,39 @@ def read_import(path: Path, model: FastWeightModel) -> Adapter:
         tensors, manifest = read_verified(path, FORMAT)
     except FileNotFoundError:
         raise AdaptationError("adapter_not_found", "the imported file is gone") from None
-    _check_form(tensors, _expected(tensors, manifest, model))
+    _check_form(tensors, _expected(manifest, model))
     _check_values(tensors, manifest["num_tokens"], model)
     # in memory of their own: the file, which they may be mapped from, is deleted
     return Adapter.from_tensors({name: t.clone() for name, t in tensors.items()}, manifest)
 
 
-def _expected(
-    tensors: dict[str, Tensor], manifest: dict[str, Any], model: FastWeightModel
-) -> dict[str, Tensor]:
+def _expected(manifest: dict[str, Any], model: FastWeightModel) -> dict[str, Tensor]:
     """Tensors of the names, shapes and types that this file must have; without values."""
     num_tokens = manifest["num_tokens"]
-
-    def like(dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
     expected = {
-        "document.tokens": like(torch.int32, num_tokens),
-        "document.entropy": like(torch.float32, num_tokens),
+        "document.tokens": _like(torch.int32, num_tokens),
+        "document.entropy": _like(torch.float32, num_tokens),
         **model.init_state(1).to_tensors(),
     }
-    if any(name.startswith("delta.") for name in tensors):
-        config = RefineConfig.from_dict(manifest["config"])
-        rank, dtype = config.lora_rank, delta_dtype(model)
-        for name, (width_in, width_out) in delta_targets(model, config).items():
-            expected[f"delta.a.{name}"] = like(dtype, 1, rank, width_in)
-            expected[f"delta.b.{name}"] = like(dtype, 1, width_out, rank)
+    if manifest["method"] == "refine" and manifest["outcome"] == "succeeded":
+        expected |= _expected_trained(RefineConfig.from_dict(manifest["config"]), model)
     return expected
+
+
+def _expected_trained(config: RefineConfig, model: FastWeightModel) -> dict[str, Tensor]:
+    """What a study of these settings leaves beside the state."""
+    if config.scope == "state":
+        return model.init_state(1).to_tensors("start.")
+    rank, dtype = config.lora_rank, delta_dtype(model)
+    expected = {}
+    for name, (width_in, width_out) in delta_targets(model, config).items():
+        expected[f"delta.a.{name}"] = _like(dtype, 1, rank, width_in)
+        expected[f"delta.b.{name}"] = _like(dtype, 1, width_out, rank)
+    return expected
+
+
+def _like(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _check_form(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

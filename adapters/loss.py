@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,6 +44,21 @@ def policy_losses(
     losses = torch.maximum(-advantages * ratio, -advantages * clipped)
     bounded = torch.minimum(losses, -advantages * config.dual_clip)
     return torch.where(advantages < 0, bounded, losses)
+
+
+def clip_grads(parameters: Sequence[Tensor], max_norm: float) -> float:
+    """Scale the gradient of all parameters together to a norm of at most `max_norm`, in place.
+
+    Returns the norm that it had; one that is not finite is left for the caller to notice.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not grads:
+        return 0.0
+    norm = float(torch.stack([grad.norm() for grad in grads]).norm())
+    if math.isfinite(norm) and norm > max_norm:
+        for grad in grads:
+            grad.mul_(max_norm / norm)
+    return norm
 
 
 def clip_grads_per_delta(delta: LoraDelta, max_norm: float) -> Tensor:

@@ -2,8 +2,8 @@
 
 Two verified files a study, each replaced atomically. `begun` is written once, when the document has
 been read: entropies, the state at its end, the base model's probe. `steps` is written after each
-step: delta, optimizer, best delta so far, numbers for early stopping, the steps' events. Random
-streams are functions of (seed, step), so the step is their position.
+step: what is trained, optimizer, the best so far, numbers for early stopping, the steps' events.
+Random streams are functions of (seed, step), so the step is their position.
 Limits: the states before the document's segments are not kept; a study that branches off them reads
 again. Files are not flushed to the device: a power cut may cost the checkpoint, no kill can.
 """
@@ -26,21 +26,21 @@ from imprint.adapters.errors import CorruptAdapterError
 from imprint.adapters.files import FileFolder, ProgressFolder
 from imprint.adapters.gate import ProbeResult
 from imprint.adapters.rollout import BranchStart
+from imprint.adapters.scopes import Trained
 from imprint.adapters.verified import read_verified, to_blob
-from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = "imprint-progress-1"
+FORMAT: Final = "imprint-progress-2"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A delta as it was after `step` steps, with the document-end state it is asked from."""
+    """What was trained as it was after `step` steps, and the document-end state to ask then."""
 
     step: int
-    delta: LoraDelta
+    trained: Trained
     end_state: RecurrentState
     probe: ProbeResult
 
@@ -66,7 +66,7 @@ class Completed:
     """What a study has after `step` steps; with 0 steps, nothing."""
 
     step: int = 0
-    delta: LoraDelta | None = None
+    trained: Trained | None = None
     optimizer: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """State of the optimizer by parameter, in the parameters' order."""
     best: Candidate | None = None
@@ -92,12 +92,13 @@ class Progress:
         self._model_hash = model_hash
 
     def load(
-        self, identity: Mapping[str, Any], *, segment_tokens: int
+        self, identity: Mapping[str, Any], *, segment_tokens: int, like: Trained
     ) -> tuple[Begun, Completed] | None:
         """Where this study stood; None where there is no checkpoint, or none that can be used.
 
         `identity` is all that decides what the study computes, save for the length of a segment,
-        which the checkpoint decides as long as it is at most `segment_tokens`.
+        which the checkpoint decides as long as it is at most `segment_tokens`. `like` has the form
+        of what is trained.
         """
         if self._id not in self._folder.ids():
             return None
@@ -112,7 +113,7 @@ class Progress:
             completed = Completed()
             if self._folder.steps.path(self._id).exists():
                 tensors, manifest = self._read(self._folder.steps, identity)
-                completed = _read_completed(tensors, manifest, begun.end.state)
+                completed = _read_completed(tensors, manifest, begun.end.state, like)
         except (CorruptAdapterError, OSError) as error:
             log.warning("a checkpoint is refused, and its study starts over: %s", error)
             self._count("refused")
@@ -150,16 +151,16 @@ class Progress:
         self._write(self._folder.begun, tensors, manifest, identity)
 
     def step(self, completed: Completed, identity: Mapping[str, Any], *, own_state: bool) -> None:
-        """Keep what there is after a step. `own_state`: the best delta has an end state of its own,
-        where the others share that of `begin`."""
-        assert completed.delta is not None
+        """Keep what there is after a step. `own_state`: the best has an end state of its own, and
+        does not share that of `begin`."""
+        assert completed.trained is not None
         faults.at("step")
-        tensors = {**completed.delta.to_tensors()}
+        tensors = {**completed.trained.to_tensors("trained.")}
         for index, state in completed.optimizer.items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
         best = completed.best
         if best is not None:
-            tensors |= {**best.delta.to_tensors("best.delta."), "best.probe": best.probe.nll_P}
+            tensors |= {**best.trained.to_tensors("best.trained."), "best.probe": best.probe.nll_P}
             if own_state:
                 tensors |= best.end_state.to_tensors("best.state.")
         manifest = {
@@ -202,14 +203,14 @@ def _read_begun(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Begun:
 
 
 def _read_completed(
-    tensors: dict[str, Tensor], manifest: dict[str, Any], base_end: RecurrentState
+    tensors: dict[str, Tensor], manifest: dict[str, Any], base_end: RecurrentState, like: Trained
 ) -> Completed:
     best = None
     if manifest["best_step"] is not None:
         own = RecurrentState.from_tensors(tensors, "best.state.")
         best = Candidate(
             manifest["best_step"],
-            LoraDelta.from_tensors(tensors, "best.delta."),
+            like.from_tensors(tensors, "best.trained."),
             own if own.layers else base_end,
             ProbeResult(tensors["best.probe"]),
         )
@@ -221,7 +222,7 @@ def _read_completed(
             optimizer.setdefault(int(index), {})[name] = tensor
     return Completed(
         step=manifest["step"],
-        delta=LoraDelta.from_tensors(tensors),
+        trained=like.from_tensors(tensors, "trained."),
         optimizer=optimizer,
         best=best,
         since_best=manifest["since_best"],
@@ -232,21 +233,19 @@ def _read_completed(
 
 
 def restore(
-    completed: Completed, delta: LoraDelta, optimizer: torch.optim.Optimizer
+    completed: Completed, trained: Trained, optimizer: torch.optim.Optimizer
 ) -> Candidate | None:
-    """Make a fresh delta and its optimizer what they were; the best candidate on their device."""
-    assert completed.delta is not None
-    device = delta.parameters()[0].device
+    """Make what is fresh, and its optimizer, what they were; the best candidate on their device."""
+    assert completed.trained is not None
+    parameters = trained.parameters()
     with torch.no_grad():
-        for mine, theirs in ((delta.a, completed.delta.a), (delta.b, completed.delta.b)):
-            for name, tensor in mine.items():
-                tensor.copy_(theirs[name])
+        for mine, theirs in zip(parameters, completed.trained.parameters(), strict=True):
+            mine.copy_(theirs)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": completed.optimizer, "param_groups": groups})
     best = completed.best
     if best is None:
         return None
-    a = {name: best.delta.a[name].to(device) for name in delta.a}
-    b = {name: best.delta.b[name].to(device) for name in delta.b}
+    device = parameters[0].device
     probe = ProbeResult(best.probe.nll_P.to(device))
-    return Candidate(best.step, LoraDelta(a, b), best.end_state.to(device), probe)
+    return Candidate(best.step, best.trained, best.end_state.to(device), probe)

@@ -21,7 +21,7 @@ from imprint.adapters.branches import query_step
 from imprint.adapters.calls import Calls, ask
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.continuing import begins, read_on
-from imprint.adapters.delta import init_delta, make_optimizer
+from imprint.adapters.delta import make_optimizer
 from imprint.adapters.document import document_tokens, tokens_sha256
 from imprint.adapters.gate import (
     ProbeResult,
@@ -31,17 +31,16 @@ from imprint.adapters.gate import (
     probe_call,
     probe_places,
 )
-from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.outcome import is_finite, refused, step_event, study_result
 from imprint.adapters.policy import StepResult
 from imprint.adapters.progress import Begun, Candidate, Completed, Progress, restore
 from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
 from imprint.adapters.reading import Reading, read_segments
 from imprint.adapters.rollout import BranchStart
+from imprint.adapters.scopes import Trained, View, fresh
 from imprint.adapters.selection import select_positions
 from imprint.adapters.trunk import trunk_step
 from imprint.models.architecture import FastWeightModel
-from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
 
 
@@ -65,6 +64,8 @@ class Refiner:
         self.neutral = list(neutral) if neutral and len(neutral) > 1 else None
         self.usage = Usage()
         self.adapter: Adapter | None = None
+        self.chosen: Candidate | None = None
+        """What the gate accepted, already blended; its values are the adapter's."""
         self._sha256 = tokens_sha256(self.tokens_T)
         self._progress = progress
         self._events: list[dict[str, Any]] = []
@@ -105,7 +106,8 @@ class Refiner:
             self._finish(reading, None, refused("the document is too short to adapt and to judge"))
             return
         if begun is None:
-            base = yield from self._probe(places_P, reading.end.state, None, 0)
+            view = View(model=self.model)
+            base = yield from self._probe(places_P, reading.end.state, view, 0)
             self._keep_begun(reading, entropy_T, base)
         else:
             base = ProbeResult(begun.base.nll_P.to(self.model.device))
@@ -117,7 +119,7 @@ class Refiner:
 
     @property
     def candidate(self) -> Candidate | None:
-        """What the gate judges: the delta of the step with the best probe, before any blending."""
+        """What the gate judges: what the step with the best probe left, before any blending."""
         return self._best
 
     @property
@@ -130,7 +132,7 @@ class Refiner:
     @property
     def _needs_states(self) -> bool:
         # branches that continue leave from the base model's reading of the document
-        return self.config.scope == "query_lora" and self.config.branches != "recall"
+        return not self.config.reads_again and self.config.branches != "recall"
 
     def _read(self, usage: Usage, *, entropy: bool = True) -> Study[Reading]:
         work = read_on(
@@ -155,7 +157,8 @@ class Refiner:
         if self._progress is None:
             return None
         most = self.config.segment_tokens
-        saved = self._progress.load(self._identity(), segment_tokens=most)
+        like = fresh(self.model, self.config, seed=self.seed)
+        saved = self._progress.load(self._identity(), segment_tokens=most, like=like)
         if saved is not None:
             self.config = self.config.replace(segment_tokens=saved[0].segment_tokens)
         return saved
@@ -204,11 +207,11 @@ class Refiner:
             )
             self._progress.begin(begun, self._identity())
 
-    def _keep_step(self, step: int, delta: LoraDelta, optimizer: torch.optim.Optimizer) -> None:
+    def _keep_step(self, step: int, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
         if self._progress is not None:
             completed = Completed(
                 step=step,
-                delta=delta,
+                trained=trained,
                 optimizer=optimizer.state_dict()["state"],
                 best=self._best,
                 since_best=self._since_best,
@@ -216,23 +219,16 @@ class Refiner:
                 events=self._events,
                 branches=self._branches,
             )
-            own_state = self.config.scope == "lora"
+            own_state = self.config.reads_again
             self._progress.step(completed, self._identity(), own_state=own_state)
 
     # ---- steps and judgement ---------------------------------------------------------------------
 
     def _probe(
-        self, places_P: Tensor, end_state: RecurrentState, delta: LoraDelta | None, step: int
+        self, places_P: Tensor, end_state: RecurrentState, view: View, step: int
     ) -> Study[ProbeResult]:
-        call = probe_call(
-            self.model,
-            self.tokens_T,
-            places_P,
-            end_state,
-            self.config,
-            delta=delta,
-            cue_tokens=self._probe_cue,
-        )
+        args = (view.model, self.tokens_T, places_P, end_state, self.config)
+        call = probe_call(*args, delta=view.ask_delta, cue_tokens=self._probe_cue)
         return self.usage.run(ask(call), step, self.config.steps)
 
     def _steps(
@@ -244,39 +240,39 @@ class Refiner:
         base: ProbeResult,
         completed: Completed,
     ) -> Study[Verdict | None]:
-        """Optimise, keeping the delta of the best probe. A verdict only if the attempt broke."""
+        """Optimise, keeping what has the best probe. A verdict only if the attempt broke."""
         config, steps = self.config, self.config.steps
-        delta = init_delta(self.model, config, seed=self.seed)
-        optimizer = make_optimizer(delta, config)
+        trained = fresh(self.model, config, seed=self.seed)
+        optimizer = make_optimizer(trained.parameters(), config)
         step = completed.step
         if step > 0:
-            self._best = restore(completed, delta, optimizer)
+            self._best = restore(completed, trained, optimizer)
         while step < steps and self._since_best < config.patience:
             optimizer.zero_grad()
             result = yield from self.usage.run(
-                self._step_work(reading, entropy_T, excluded_T, delta, step), step, steps
+                self._step_work(reading, entropy_T, excluded_T, trained, step), step, steps
             )
-            if config.scope == "lora" and step > 0 and result.end is not None:
-                # the trunk's reading was done with the delta as it was before this update
-                yield from self._consider(step, delta, result.end.state, places_P)
-            norm = float(clip_grads_per_delta(delta, config.grad_clip)[0])
+            if config.reads_again and step > 0 and result.end is not None:
+                # the trunk's reading was done with what there was before this update
+                yield from self._consider(step, trained, result.end.state, places_P)
+            norm = trained.clip_grads(config.grad_clip)
             if not (math.isfinite(norm) and is_finite(result)):
                 return refused("a loss or gradient was not finite")
             optimizer.step()
-            if config.scope == "query_lora":
-                yield from self._consider(step + 1, delta, reading.end.state, places_P)
+            if not config.reads_again:
+                yield from self._consider(step + 1, trained, reading.end.state, places_P)
             event = step_event(step + 1, steps, result, norm, base, self._best)
             step += 1
             self._events.append(event)
             tried = record_branches(step, result)
             self._branches += tried
-            self._keep_step(step, delta, optimizer)
+            self._keep_step(step, trained, optimizer)
             yield Quantum(
                 phase="step", num_tokens=0, step=step, steps=steps, event=event, branches=tried
             )
-        if config.scope == "lora" and self._since_best < config.patience:
-            end = yield from self._read_again(delta)
-            yield from self._consider(steps, delta, end, places_P)
+        if config.reads_again and self._since_best < config.patience:
+            end = yield from self._read_again(trained)
+            yield from self._consider(steps, trained, end, places_P)
         return None
 
     def _step_work(
@@ -284,19 +280,22 @@ class Refiner:
         reading: Reading,
         entropy_T: Tensor,
         excluded_T: Tensor,
-        delta: LoraDelta,
+        trained: Trained,
         step: int,
     ) -> Calls[StepResult]:
-        if self.config.scope == "lora":
+        view = trained.view
+        if self.config.reads_again:
             return trunk_step(
-                self.model,
+                view.model,
                 self.tokens_T,
                 self.config,
-                delta=delta,
+                delta=view.read_delta,
                 seed=self.seed,
                 step=step,
                 excluded_T=excluded_T,
+                start=view.start,
             )
+        assert view.ask_delta is not None
         positions_N = select_positions(
             entropy_T,
             self.config,
@@ -310,31 +309,33 @@ class Refiner:
             self.tokens_T,
             positions_N.unsqueeze(0),
             self.config,
-            delta=delta,
+            delta=view.ask_delta,
             end_state=reading.end.state,
             seeds=[self.seed],
             step=step,
             reading=reading if self.config.branches != "recall" else None,
         )
 
-    def _read_again(self, delta: LoraDelta) -> Study[RecurrentState]:
+    def _read_again(self, trained: Trained) -> Study[RecurrentState]:
+        view = trained.view
         work = read_segments(
-            self.model,
+            view.model,
             self.tokens_T,
             segment_tokens=self.config.segment_tokens,
-            delta=delta.detach(),
+            delta=view.read_delta,
             entropy=False,
             keep_states=False,
+            state=view.start,
         )
         reading = yield from self.usage.run(work, self.config.steps, self.config.steps)
         return reading.end.state
 
     def _consider(
-        self, step: int, delta: LoraDelta, end_state: RecurrentState, places_P: Tensor
+        self, step: int, trained: Trained, end_state: RecurrentState, places_P: Tensor
     ) -> Study[None]:
-        probe = yield from self._probe(places_P, end_state, delta.detach(), step)
+        probe = yield from self._probe(places_P, end_state, trained.view, step)
         if self._best is None or probe.mean < self._best.probe.mean:
-            self._best = Candidate(step, delta.detach().clone(), end_state.detach(), probe)
+            self._best = Candidate(step, trained.copy(), end_state.detach(), probe)
             self._since_best = 0
         else:
             self._since_best += 1
@@ -343,31 +344,31 @@ class Refiner:
         """Judge the best candidate, whole and blended; the first that passes is kept."""
         best = self._best
         assert best is not None
-        neutral_before = yield from self._neutral_loss(None)
+        neutral_before = yield from self._neutral_loss(View(model=self.model))
         verdict = None
         for alpha in self.config.blend_factors:
-            delta, end_state, probe = best.delta.scaled(alpha), best.end_state, best.probe
+            trained, end_state, probe = best.trained.scaled(alpha), best.end_state, best.probe
             if alpha != 1.0:
-                if self.config.scope == "lora":
-                    end_state = yield from self._read_again(delta)
-                probe = yield from self._probe(places_P, end_state, delta, best.step)
-            neutral_after = yield from self._neutral_loss(delta)
+                if self.config.reads_again:
+                    end_state = yield from self._read_again(trained)
+                probe = yield from self._probe(places_P, end_state, trained.view, best.step)
+            neutral_after = yield from self._neutral_loss(trained.view)
             rise = None
             if neutral_before is not None and neutral_after is not None:
                 rise = neutral_after - neutral_before
             verdict = judge(base, probe, self.config, neutral_rise_nats=rise)
             yield Quantum(phase="gate", num_tokens=0, step=best.step, steps=self.config.steps)
             if verdict.accepted:
-                chosen = Candidate(best.step, delta, end_state, probe)
+                chosen = Candidate(best.step, trained, end_state, probe)
                 self._finish(reading, chosen, verdict, base, alpha)
                 return
         assert verdict is not None
         self._finish(reading, None, verdict, base)
 
-    def _neutral_loss(self, delta: LoraDelta | None) -> Study[float | None]:
+    def _neutral_loss(self, view: View) -> Study[float | None]:
         if self.neutral is None:
             return None
-        call = neutral_call(self.model, self.neutral, delta)
+        call = neutral_call(view.model, self.neutral, view.ask_delta, view.start)
         return (yield from self.usage.run(ask(call), self.config.steps, self.config.steps))
 
     def _finish(
@@ -380,11 +381,12 @@ class Refiner:
     ) -> None:
         assert reading.entropy_T is not None
         result = study_result(chosen, self._best, verdict, base, alpha)
+        self.chosen = chosen
         self.adapter = Adapter(
             tokens_T=self.tokens_T,
             entropy_T=reading.entropy_T.float(),
             state=chosen.end_state if chosen else reading.end.state,
-            delta=chosen.delta if chosen else None,
+            **(chosen.trained.adapter_fields() if chosen else {}),
             manifest={
                 "method": "refine",
                 "config": self.config.to_dict(),

@@ -4,7 +4,7 @@ Every prefix of a document is a prefix of the others, so the document is read on
 gradients, keeping the state before each segment, and once more with gradients, segment by segment
 from the end; a branch's gradient flows into the state it left from, and from there through the
 document. What grows with the document is one kept state per segment. Limit: one document; adds to
-`.grad` of whatever requires gradients (a delta, or the model's weights) and optimizes nothing.
+`.grad` of whatever requires gradients (a delta, a start, weights) and optimizes nothing.
 """
 
 # T = tokens of the document, N = positions, R = branches of one segment, D = model width
@@ -38,14 +38,16 @@ def trunk_step(
     step: int,
     excluded_T: Tensor | None = None,
     positions_N: Tensor | None = None,
+    start: RecurrentState | None = None,
 ) -> Calls[StepResult]:
     """Accumulate the gradient of lambda_rl * L_NSP + lambda_ntp * L_NTP.
 
-    `delta` is applied to the document and to its branches (scope lora). Positions are selected as
-    the config says unless given; a document too short for any gets the next-token loss alone. Where
-    a group is a position, its rollouts are drawn when its segment is read the second time; a group
-    that spans the document (one rollout each) needs all rewards first: its rollouts are drawn
-    before.
+    `delta` is applied to the document and to its branches (scope lora). The document is read from
+    `start` [1 row], the model's own if not given; it gets a gradient, too (scope state). Positions
+    are selected as the config says unless given; a document too short for any gets the next-token
+    loss alone. Where a group is a position, its rollouts are drawn when its segment is read the
+    second time; a group that spans the document (one rollout each) needs all rewards first: its
+    rollouts are drawn before.
     """
     drawn = config.lambda_rl > 0
     scored = drawn and config.selection != "uniform" and positions_N is None
@@ -56,6 +58,7 @@ def trunk_step(
         delta=delta,
         entropy=scored,
         writes=positions_N is None and config.selection == "write",
+        state=start,
     )
     if positions_N is None:
         entropy_T = reading.entropy_T if scored else torch.zeros(tokens_T.numel())
@@ -71,7 +74,7 @@ def trunk_step(
     positions_N = positions_N.sort().values if drawn else positions_N[:0]
     branches = BranchSet(model, config, tokens_T, positions_N.unsqueeze(0), seeds=[seed], step=step)
     recall_N = recall_mask(len(positions_N), config, step)
-    walk = _Backward(model, config, reading, branches, recall_N, delta)
+    walk = _Backward(model, config, reading, branches, recall_N, delta, start)
     if branches.waits_for_all and len(positions_N):
         yield from walk.sample_all()
     state_grads = yield from walk.recalls()
@@ -93,9 +96,10 @@ class _Backward:
         branches: BranchSet,
         recall_N: Tensor,
         delta: LoraDelta | None,
+        start: RecurrentState | None,
     ) -> None:
         self.model, self.config, self.reading = model, config, reading
-        self.branches, self.delta = branches, delta
+        self.branches, self.delta, self.start = branches, delta, start
         self.positions_N = branches.positions_QN[0]
         self.recalling = recall_N.nonzero().flatten()
         self.leaving = (~recall_N).nonzero().flatten()
@@ -142,7 +146,8 @@ class _Backward:
             return None
         assert self.reading.states is not None
         state = self.reading.states.slice(index, index + 1)
-        leaf = state.leaf() if index else state
+        # no segment comes before the first: from there the gradient goes on into what was given
+        leaf = state.leaf() if index else (self.start if self.start is not None else state)
         read = AloneCall(
             Work("forward", forward_tokens=last - first),
             partial(self._read, first, last, rows_R, leaf),

@@ -129,6 +129,8 @@ class FastWeightModel(nn.Module):
     activation_width: ClassVar[int] = 40
     """Floats that a token keeps for the backward pass, per layer and unit of width: an upper bound
     for DeltaNet, by resident memory too. An architecture that keeps more says so."""
+    starts_from_state: ClassVar[bool] = True
+    """Whether all that memory starts from is in the state, so that another start can be given."""
     rounds_rows_alike: ClassVar[bool] = True
     """Whether, on a CPU, a batch that once gave a row the bits it gets alone always does."""
 

@@ -335,6 +335,7 @@ class LactMixer(Mixer):
 class LaCT(FastWeightModel):
     """Window attention and fast weights in every layer."""
 
+    starts_from_state: ClassVar[bool] = False  # until its first step it reads its own weights
     rounds_rows_alike: ClassVar[bool] = False  # rows are grouped by where they are in their chunks
 
     def __init__(self, config: LactConfig) -> None:

@@ -21,7 +21,7 @@ from imprint.server.messages import Adapt, Generate
 from imprint.server.records import IMPORT
 
 OPTIMIZER_COPIES = 6
-"""A delta, its gradient, the two moments of AdamW, the best delta so far and a blend of it."""
+"""What is trained, its gradient, the two moments of AdamW, the best so far and a blend of it."""
 
 Study = quantum.Study[Adapter]
 
@@ -116,8 +116,8 @@ def step_tokens(num_tokens: int, config: RefineConfig) -> int:
     """Tokens that the quanta of one step process: rollouts, then all, forward and backward."""
     group = config.group_size if config.lambda_rl > 0 else 0
     rollouts = config.positions * group * config.rollout_length
-    # lora reads the document twice a step, the second time with gradients
-    document = 3 * num_tokens if config.scope == "lora" else 0
+    # the document is read twice a step, the second time with gradients
+    document = 3 * num_tokens if config.reads_again else 0
     return rollouts + 2 * config.positions * config.branch_tokens + document
 
 
@@ -125,7 +125,7 @@ def estimate_work_tokens(num_tokens: int, config: RefineConfig | None) -> int:
     """Tokens that an adaptation's quanta will process, if it is not stopped early."""
     if config is None:
         return num_tokens
-    readings = 2 if config.scope == "lora" else 1
+    readings = 2 if config.reads_again else 1
     return readings * num_tokens + config.steps * step_tokens(num_tokens, config)
 
 
@@ -142,13 +142,18 @@ def estimate_bytes(
     state_bytes = model.init_state(1).nbytes
     if config is None:
         return 2 * state_bytes + 4 * model.activation_floats(segment_tokens)
-    delta_floats = config.lora_rank * sum(sum(widths) for widths in model.lora_targets().values())
-    segments = -(-num_tokens // config.segment_tokens) if config.scope == "lora" else 1
+    segments = -(-num_tokens // config.segment_tokens) if config.reads_again else 1
     # a segment and a batch of branches, which holds one position at least
     live_tokens = config.segment_tokens + max(config.segment_tokens, config.branch_tokens)
     branches = config.branches_at_once * max(config.group_size, 1)
     return (
         (segments + 2 + branches) * state_bytes
-        + OPTIMIZER_COPIES * 4 * delta_floats
+        + OPTIMIZER_COPIES * _trained_bytes(model, config)
         + 4 * model.activation_floats(live_tokens)
     )
+
+
+def _trained_bytes(model: FastWeightModel, config: RefineConfig) -> int:
+    if config.scope == "state":
+        return 4 * sum(tensor.numel() for tensor in model.init_state(1).tensors())
+    return 4 * config.lora_rank * sum(sum(widths) for widths in model.lora_targets().values())

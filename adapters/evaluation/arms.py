@@ -21,6 +21,7 @@ from imprint.adapters.evaluation.compute import next_token_config, token_passes
 from imprint.adapters.evaluation.retrieval import PassageIndex, RetrievalConfig
 from imprint.adapters.focus import Focus
 from imprint.adapters.gate import num_probe_places
+from imprint.adapters.progress import Candidate
 from imprint.adapters.quantum import Usage, quanta_alone
 from imprint.adapters.reading import read_segments
 from imprint.adapters.refine import Refiner
@@ -53,7 +54,7 @@ class ArmAnswers:
 
     texts: tuple[str, ...]
     num_adapted: int = 0
-    """Questions that were answered with a delta."""
+    """Questions that were answered with what a study has changed."""
     seconds: float
     """Reading, adapting and answering; what arms share is counted in each of them."""
     token_passes: int
@@ -128,7 +129,7 @@ class CaseArms:
         candidate = self._study.value.candidate
         if candidate is None:
             return self._answer(self._study, self.prompts, self._reading.value.state)
-        return self._answer(self._study, self.prompts, candidate.end_state, candidate.delta)
+        return self._answer_candidate(self._study, candidate)
 
     def focus(self) -> ArmAnswers:
         """Read once, then a delta for each question."""
@@ -187,15 +188,24 @@ class CaseArms:
     # ---- answering -------------------------------------------------------------------------------
 
     def _answer_studied(self, study: _Done[Refiner], **detail: Any) -> ArmAnswers:
-        adapter = study.value.adapter
+        adapter, chosen = study.value.adapter, study.value.chosen
         assert adapter is not None
+        detail = {**detail, **adapter.manifest.get("result", {})}
+        if chosen is None:
+            return self._answer(study, self.prompts, adapter.state, detail=detail)
+        return self._answer_candidate(study, chosen, detail=detail)
+
+    def _answer_candidate(
+        self, study: _Done[Refiner], candidate: Candidate, *, detail: dict[str, Any] | None = None
+    ) -> ArmAnswers:
+        view = candidate.trained.view
         return self._answer(
             study,
             self.prompts,
-            adapter.state,
-            adapter.delta,
-            num_adapted=len(self.prompts) * adapter.adapted,
-            detail={**detail, **adapter.manifest.get("result", {})},
+            candidate.end_state,
+            view.ask_delta,
+            num_adapted=len(self.prompts),
+            detail=detail,
         )
 
     def _answer_passages(self, num: int, *, after: bool) -> ArmAnswers:
@@ -220,14 +230,14 @@ class CaseArms:
         state: RecurrentState,
         delta: LoraDelta | None = None,
         *,
-        num_adapted: int | None = None,
+        num_adapted: int = 0,
         detail: dict[str, Any] | None = None,
     ) -> ArmAnswers:
         begin = time.perf_counter()
         answers: Answers = self.answerer.answer(prompts, state, delta=delta)
         return ArmAnswers(
             texts=answers.texts,
-            num_adapted=len(prompts) * (delta is not None) if num_adapted is None else num_adapted,
+            num_adapted=num_adapted,
             seconds=done.seconds + time.perf_counter() - begin,
             token_passes=done.token_passes + answers.token_passes,
             detail=detail or {},

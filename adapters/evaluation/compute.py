@@ -20,10 +20,10 @@ def token_passes(usage: Usage) -> int:
 def next_token_step(config: RefineConfig, num_tokens: int) -> int:
     """Passes of one step without rollouts, its probe left out.
 
-    In scope `lora` a document of `num_tokens` is read twice and gone back through once; else the
-    cues and continuations of the positions are read and gone back through.
+    Where the scope reads again, a document of `num_tokens` is read twice and gone back through
+    once; else the cues and continuations of the positions are.
     """
-    if config.scope == "lora":
+    if config.reads_again:
         return 3 * num_tokens
     return config.positions * 2 * (config.cue_tokens + config.rollout_length)
 
@@ -41,7 +41,7 @@ def next_token_config(
         lambda_rl=0.0, lambda_ntp=config.lambda_ntp or 1.0, steps=1, patience=_MAX_STEPS
     )
     probe = num_places * (plain.cue_tokens + plain.rollout_length)
-    last_reading = num_tokens if plain.scope == "lora" else 0
+    last_reading = num_tokens if plain.reads_again else 0
     left = budget - num_tokens - probe - last_reading - 2 * num_neutral
     steps = round(left / (next_token_step(plain, num_tokens) + probe))
     return plain.replace(steps=min(max(steps, 1), _MAX_STEPS))

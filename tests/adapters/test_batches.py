@@ -137,7 +137,12 @@ def assert_as_alone(
 
 @pytest.mark.parametrize(
     ("scope", "branches", "group_size"),
-    [("query_lora", "recall", 1), ("query_lora", "mixed", 3), ("lora", "recall", 3)],
+    [
+        ("query_lora", "recall", 1),
+        ("query_lora", "mixed", 3),
+        ("lora", "recall", 3),
+        ("state", "recall", 3),
+    ],
 )
 def test_documents_together_are_each_as_alone(
     tiny_model: DeltaNet, small: RefineConfig, scope: str, branches: str, group_size: int

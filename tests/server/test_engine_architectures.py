@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from imprint.adapters.errors import AdaptationError
 from imprint.adapters.store import AdapterStore
 from imprint.models import (
     DeltaNetConfig,
@@ -159,6 +160,30 @@ def test_adapt_and_answer(make_bench: Callable[[str], Bench], scope: str, branch
     assert len(got) == 8 or right[len(got) - 1] == 0
     assert weights_hash(bench.model) == before
     assert all(not tensor.any() for tensor in bench.engine.slots._states.tensors())
+
+
+def test_scope_state_answers_from_what_was_read_after_a_trained_start(
+    make_bench: Callable[[str], Bench],
+) -> None:
+    bench = make_bench("state")
+    method = {**REFINE, "scope": "state", "learning_rate": 0.3}
+    bench.begin("a", TEXTS[0], method)
+    if not bench.model.starts_from_state:
+        with pytest.raises(AdaptationError, match="scope state does not fit"):
+            bench.run()
+        return
+    bench.run()
+    adapter = bench.store.load("a")
+    assert adapter.start is not None
+    bench.ask("a", QUESTIONS[0])
+    (got,) = answers(bench.run()).values()
+    text = torch.tensor([bench.tokenizer.encode(TEXTS[0])])
+    prompt = torch.tensor([bench.tokenizer.encode(QUESTIONS[0])])
+    with torch.no_grad():
+        _, end = bench.model(text, adapter.start)
+    right = generate_greedy(bench.model, prompt, end, num_tokens=8)[0].tolist()
+    assert got == right[: len(got)]
+    assert got
 
 
 def test_company_changes_nothing(make_bench: Callable[[str], Bench]) -> None:

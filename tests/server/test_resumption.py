@@ -113,7 +113,7 @@ def make_worker(model: DeltaNet, tiny_checkpoint: Path, tmp_path: Path) -> Calla
 # ---- the worker's side ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scope", ["lora", "query_lora"])
+@pytest.mark.parametrize("scope", ["lora", "query_lora", "state"])
 def test_another_worker_goes_on_after_the_last_step(
     make_worker: Callable[..., Worker], scope: str
 ) -> None:
