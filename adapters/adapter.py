@@ -53,11 +53,13 @@ class Adapter:
     def to(self, device: torch.device | str) -> Self:
         """The same adapter with state and delta on `device`; itself where they are there already.
 
-        The document's tokens and entropies stay on the host, where positions are chosen.
+        The document's tokens and entropies stay on the host, where positions are chosen, and so does
+        `start`, which no answer needs.
         """
         device = torch.device(device)
         parts = [*self.state.tensors(), *(self.delta.parameters() if self.delta else [])]
-        on_host = self.tokens_T.device.type == self.entropy_T.device.type == "cpu"
+        kept = [self.tokens_T, self.entropy_T, *(self.start.tensors() if self.start else [])]
+        on_host = all(tensor.device.type == "cpu" for tensor in kept)
         if on_host and all(part.device == device for part in parts):
             return self
         return dataclasses.replace(
@@ -66,6 +68,7 @@ class Adapter:
             entropy_T=self.entropy_T.cpu(),
             state=self.state.to(device),
             delta=self.delta.to(device) if self.delta else None,
+            start=self.start.to("cpu") if self.start else None,
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
