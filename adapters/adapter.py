@@ -53,8 +53,8 @@ class Adapter:
     def to(self, device: torch.device | str) -> Self:
         """The same adapter with state and delta on `device`; itself where they are there already.
 
-        The document's tokens and entropies stay on the host, where positions are chosen, and so does
-        `start`, which no answer needs.
+        The document's tokens and entropies stay on the host, where positions are chosen, and so
+        does `start`, which no answer needs.
         """
         device = torch.device(device)
         parts = [*self.state.tensors(), *(self.delta.parameters() if self.delta else [])]
