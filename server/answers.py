@@ -55,7 +55,7 @@ class Answers:
         cancels what was begun for this answer alone.
         """
         deadline = time.monotonic() + self._timeout_s(body.timeout_s)
-        with self._intake.request("answer"):
+        with self._intake.request("answer", owner):
             work = await self._answer_work(body, owner)
             for attempt in (1, 2):
                 try:

@@ -28,6 +28,7 @@ from imprint.server.keys import KeyRing
 from imprint.server.limits import Limits
 from imprint.server.metrics import Metrics
 from imprint.server.middleware import CLIENT_CLOSED_REQUEST, BodyLimit, HeadLimit, RequestRecord
+from imprint.server.places import Share
 from imprint.server.pool_interface import Pool
 from imprint.server.routes import (
     adaptations,
@@ -80,6 +81,7 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
         metrics,
         requests_per_minute=settings.requests_per_minute,
         tokens_per_minute=settings.tokens_per_minute,
+        share=Share(settings.max_key_share if len(keys.names) > 1 else 1.0),
     )
 
     @asynccontextmanager

@@ -57,7 +57,7 @@ class Completions:
     async def complete(self, body: CreateCompletion, request_id: str, owner: str) -> Events:
         """Text and outcomes of the prompts, once accepted. Closing the generator cancels them."""
         deadline = time.monotonic() + self._settings.request_timeout_s
-        with self._intake.request("completion"):
+        with self._intake.request("completion", owner):
             adapter = await self._intake.model_adapter(body.model, owner)
             work = Generate(
                 request_id=request_id,
@@ -86,7 +86,7 @@ class Completions:
     async def chat(self, body: CreateChatCompletion, request_id: str, owner: str) -> Events:
         """The reply's text and outcome, once accepted. Closing the generator cancels it."""
         deadline = time.monotonic() + self._settings.request_timeout_s
-        with self._intake.request("completion"):
+        with self._intake.request("completion", owner):
             adapter = await self._intake.model_adapter(body.model, owner)
             focus = parse_focus(body.focus)
             if focus is not None and adapter is None:

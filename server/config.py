@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     """Answers and completions waiting or running; one more is refused with 503 `queue_full`."""
     max_event_streams: int = Field(default=256, ge=1)
     """Open SSE streams of adaptation events; one more is refused with 503 `queue_full`."""
+    max_key_share: float = Field(default=0.75, gt=0, le=1)
+    """Part of the places and bytes of these four limits that one key's name may hold, where several
+    names have keys; one more is refused with 429 `share_exceeded`. 1: no such bound."""
 
     default_preset: Literal["default", "fast", "paper"] = "default"
     """Preset of an adaptation whose request names none."""

@@ -83,6 +83,11 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "rate_limit_exceeded": ErrorCode(
         "429", "This key asks for more than its share.", "Wait for Retry-After."
     ),
+    "share_exceeded": ErrorCode(
+        "429",
+        "This key's name holds its share of a queue; there is room for others.",
+        "Wait for Retry-After.",
+    ),
     # what is asked for
     "not_found": ErrorCode("404", "There is no such route or resource.", "Check the address."),
     "model_not_found": ErrorCode("404", "This model is not served.", "See `GET /v1/models`."),

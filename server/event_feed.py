@@ -8,10 +8,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from imprint.server.errors import OverloadedError, WorkFailedError
+from imprint.server.errors import WorkFailedError
 from imprint.server.jobs import Jobs
 from imprint.server.journal import Journal
 from imprint.server.journal_thread import JournalThread
+from imprint.server.places import Places
 from imprint.server.records import EventRow
 
 PAGE = 100
@@ -20,24 +21,26 @@ PAGE = 100
 class EventFeed:
     """Follows jobs for many clients at once."""
 
-    def __init__(self, journal: JournalThread, jobs: Jobs, *, max_streams: int) -> None:
+    def __init__(self, journal: JournalThread, jobs: Jobs, places: Places) -> None:
         self._journal = journal
         self._jobs = jobs
-        self._max_streams = max_streams
-        self.num_streams = 0
+        self._places = places
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that are open now."""
+        return self._places.num_taken
 
     async def follow(
         self, id: str, owner: str, *, after: int
     ) -> AsyncGenerator[EventRow | dict[str, Any], None]:
         """Events behind number `after` until the job has ended, and progress (a dict) in between.
 
-        Raises NotFoundError, also when the adaptation is deleted meanwhile, and OverloadedError
-        when the server stops; a client then comes back with the last number it has seen.
+        Raises NotFoundError, also when the adaptation is deleted meanwhile; ShareError or
+        OverloadedError where too many streams are open; and OverloadedError when the server stops:
+        a client then comes back with the last number it has seen.
         """
-        if self.num_streams >= self._max_streams:
-            raise OverloadedError(f"{self._max_streams} event streams are open; try again later")
-        self.num_streams += 1
-        try:
+        with self._places.take(owner):
             shown: dict[str, Any] = {}
             while True:
                 job = self._jobs.active(id)
@@ -59,5 +62,3 @@ class EventFeed:
                     shown = job.progress
                     yield dict(shown)
                 await asyncio.wait({news})
-        finally:
-            self.num_streams -= 1

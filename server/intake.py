@@ -20,13 +20,13 @@ from imprint.server.errors import (
     GoneError,
     InvalidRequestError,
     NotFoundError,
-    OverloadedError,
     clip,
 )
 from imprint.server.jobs import Jobs
 from imprint.server.limits import Limits
 from imprint.server.messages import Prompt
 from imprint.server.metrics import Metrics
+from imprint.server.places import Places
 from imprint.server.records import (
     IMPORT,
     READY,
@@ -61,16 +61,22 @@ class Intake:
         self._tokenizer = tokenizer
         self._metrics = metrics
         self.limits = limits
-        self.num_requests = 0
+        self._places = Places("requests", settings.max_active_requests, limits.share, metrics)
+
+    @property
+    def num_requests(self) -> int:
+        """Answers and completions waiting or running."""
+        return self._places.num_taken
 
     @contextmanager
-    def request(self, kind: str) -> Iterator[None]:
-        """Room for one answer or completion, counted with its outcome."""
+    def request(self, kind: str, owner: str) -> Iterator[None]:
+        """Room for one answer or completion of the owner, counted with its outcome."""
         self._jobs.refuse_when_draining()
-        if self.num_requests >= self._settings.max_active_requests:
-            self._metrics.rejections.labels(reason="queue_full").inc()
-            raise OverloadedError(f"{self.num_requests} requests are waiting; try again later")
-        self.num_requests += 1
+        with self._places.take(owner), self._outcome(kind):
+            yield
+
+    @contextmanager
+    def _outcome(self, kind: str) -> Iterator[None]:
         outcome = "failed"
         try:
             yield
@@ -82,7 +88,6 @@ class Intake:
             self._metrics.deadlines.labels(phase=error.phase).inc()
             raise
         finally:
-            self.num_requests -= 1
             self._metrics.requests.labels(kind=kind, outcome=outcome).inc()
 
     async def adaptation(
@@ -136,7 +141,7 @@ class Intake:
     def check_append(self, body: CreateAdaptation, owner: str) -> None:
         """Refuse what `adaptation` would refuse, before the document has a new version."""
         parse_method(body.method, preset=self._settings.default_preset)
-        self._jobs.refuse_without_room()
+        self._jobs.refuse_without_room(owner)
         self.limits.admit_tokens(owner, 0)
 
     async def answer_adaptation(

@@ -17,15 +17,22 @@ from imprint.server.background import Background
 from imprint.server.documents import document_not_found
 from imprint.server.errors import (
     DeadlineError,
+    ImprintError,
     NotFoundError,
     OverloadedError,
     clip,
 )
 from imprint.server.job_run import ActiveJob, JobRun
-from imprint.server.journal import DocumentGoneError, Journal, JournalFullError
+from imprint.server.journal import (
+    DocumentGoneError,
+    Journal,
+    JournalFullError,
+    OwnerFullError,
+)
 from imprint.server.journal_file import JournalUnavailableError
 from imprint.server.journal_thread import JournalThread
 from imprint.server.metrics import Metrics
+from imprint.server.places import Share, share_error
 from imprint.server.pool_interface import Pool
 from imprint.server.records import AdaptationRow, NewAdaptation
 
@@ -49,6 +56,7 @@ class Jobs:
         model: str,
         max_active: int,
         max_active_bytes: int,
+        share: Share,
         drain_timeout_s: float,
     ) -> None:
         self.journal = journal
@@ -59,6 +67,7 @@ class Jobs:
         self._model = model
         self._max_active = max_active
         self._max_active_bytes = max_active_bytes
+        self._share = share
         self._active: dict[str, ActiveJob] = {}
         self._background = Background()
         self._admission = asyncio.Lock()
@@ -166,20 +175,33 @@ class Jobs:
             self._metrics.rejections.labels(reason="draining").inc()
             raise OverloadedError("the server is shutting down", code="draining", retry_after_s=10)
 
-    def _overloaded(self, reason: str) -> OverloadedError:
+    def _refused(self, reason: JournalFullError) -> ImprintError:
+        if isinstance(reason, OwnerFullError):
+            return share_error(self._metrics, str(reason), self.backlog_s())
         self._metrics.rejections.labels(reason="queue_full").inc()
         return OverloadedError(f"{reason}; try again later", retry_after_s=self.backlog_s())
 
-    def refuse_without_room(self) -> None:
-        """Raises OverloadedError where there is no room for a job that is surely new."""
-        if len(self._active) >= self._max_active:
-            raise self._overloaded(f"{len(self._active)} adaptations are queued or running")
+    def _lack_of_room(self, owner: str) -> JournalFullError | None:
+        """What the journal would say to a new job, as far as memory knows it."""
+        own, most = sum(job.row.owner == owner for job in self._active.values()), self._max_active
+        if own >= self._share.of(most):
+            return OwnerFullError(f"of yours, {own} adaptations are queued or running")
+        if len(self._active) >= most:
+            return JournalFullError(f"{len(self._active)} adaptations are queued or running")
+        return None
+
+    def refuse_without_room(self, owner: str) -> None:
+        """Raises ShareError or OverloadedError where there is no room for a job that is surely
+        new."""
+        if (lack := self._lack_of_room(owner)) is not None:
+            raise self._refused(lack)
 
     async def refuse_when_full(self, new: NewAdaptation) -> None:
-        """Raises OverloadedError where `create` would, before anybody has tokenized the document:
-        under overload most requests end here, and must cost little."""
-        if len(self._active) >= self._max_active and await self.journal(Journal.find, new) is None:
-            raise self._overloaded(f"{len(self._active)} adaptations are queued or running")
+        """Raises what `create` would, before anybody has tokenized the document: under overload
+        most requests end here, and must cost little."""
+        lack = self._lack_of_room(new.owner)
+        if lack is not None and await self.journal(Journal.find, new) is None:
+            raise self._refused(lack)
 
     async def _create(
         self, new: NewAdaptation, tokens: list[int], *, waiter: bool = False
@@ -191,9 +213,11 @@ class Jobs:
                     new,
                     max_active=self._max_active,
                     max_active_bytes=self._max_active_bytes,
+                    max_own=self._share.of(self._max_active),
+                    max_own_bytes=self._share.of(self._max_active_bytes),
                 )
             except JournalFullError as error:
-                raise self._overloaded(str(error)) from None
+                raise self._refused(error) from None
             except DocumentGoneError as error:
                 raise document_not_found(str(error), param="document_id") from None
             if is_new:

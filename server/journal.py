@@ -24,6 +24,7 @@ from imprint.server.records import (
     event_row,
 )
 
+UNBOUNDED = 1 << 62
 _ADAPTATION = (
     "SELECT a.*, (SELECT d.id FROM document_versions v JOIN documents d ON v.document=d.number"
     " WHERE v.sha256=a.sha256 AND d.owner=a.owner AND d.deleting=0 ORDER BY d.number DESC LIMIT 1)"
@@ -35,6 +36,10 @@ class JournalFullError(Exception):
     """As many adaptations are active, or as many bytes of their documents, as may be."""
 
 
+class OwnerFullError(JournalFullError):
+    """One owner has its share of that."""
+
+
 class DocumentGoneError(Exception):
     """The document is deleted, or is another version by now."""
 
@@ -43,15 +48,22 @@ class Journal(JournalFile):
     """Adaptations and their events. Not for use from two threads at once."""
 
     def create(
-        self, new: NewAdaptation, *, max_active: int, max_active_bytes: int = 1 << 62
+        self,
+        new: NewAdaptation,
+        *,
+        max_active: int,
+        max_active_bytes: int = UNBOUNDED,
+        max_own: int = UNBOUNDED,
+        max_own_bytes: int = UNBOUNDED,
     ) -> tuple[AdaptationRow, bool]:
         """The adaptation for this request, and whether it is new.
 
         One that is queued, running or ready already is returned instead of a second; raises
-        JournalFullError where a new one would be one too many, and DocumentGoneError.
+        JournalFullError where a new one would be one too many, OwnerFullError where it would be so
+        for its owner alone, and DocumentGoneError.
         """
         with self.transaction():
-            return self._create(new, max_active, max_active_bytes)
+            return self._create(new, (max_active, max_active_bytes), (max_own, max_own_bytes))
 
     def find(self, new: NewAdaptation) -> AdaptationRow | None:
         """The adaptation that this request would be given, if there is one already."""
@@ -67,7 +79,7 @@ class Journal(JournalFile):
         ).fetchone()
 
     def _create(
-        self, new: NewAdaptation, max_active: int, max_active_bytes: int
+        self, new: NewAdaptation, bounds: tuple[int, int], own_bounds: tuple[int, int]
     ) -> tuple[AdaptationRow, bool]:
         sha256, num_bytes, data = _content(new.text)
         method = json.dumps(new.method, sort_keys=True)
@@ -78,14 +90,10 @@ class Journal(JournalFile):
             if new.pinned and not found["pinned"]:
                 self._pin(found["id"], new.expires_after_s)
             return adaptation_row(found), False
-        num_active, active_bytes = self.active()
-        if num_active >= max_active:
-            raise JournalFullError(f"{num_active} adaptations are queued or running")
-        if num_active and active_bytes + num_bytes > max_active_bytes:
-            raise JournalFullError(
-                f"documents of {active_bytes} bytes are queued or running, at most "
-                f"{max_active_bytes} may be"
-            )
+        if lack := _lack(self.active(new.owner), num_bytes, own_bounds):
+            raise OwnerFullError(f"of yours, {lack}")
+        if lack := _lack(self.active(), num_bytes, bounds):
+            raise JournalFullError(lack)
         if data is not None:
             self._db.execute(
                 "INSERT OR IGNORE INTO texts (sha256, text) VALUES (?, ?)", (sha256, data)
@@ -178,13 +186,14 @@ class Journal(JournalFile):
         """Adaptations queued or running."""
         return self.active()[0]
 
-    def active(self) -> tuple[int, int]:
-        """Adaptations queued or running, and the bytes of their documents."""
+    def active(self, owner: str | None = None) -> tuple[int, int]:
+        """Adaptations queued or running, of all or of one owner, and the bytes of their
+        documents."""
         query = (
             "SELECT count(*), coalesce(sum(num_bytes), 0) FROM adaptations"
-            " WHERE status IN ('queued','running')"
+            " WHERE status IN ('queued','running') AND (?1 IS NULL OR owner=?1)"
         )
-        num_active, num_bytes = self._db.execute(query).fetchone()
+        num_active, num_bytes = self._db.execute(query, (owner,)).fetchone()
         return num_active, num_bytes
 
     def parts(self, id: str) -> list[str]:
@@ -357,6 +366,17 @@ class Journal(JournalFile):
             (id, after, limit),
         )
         return [event_row(row) for row in rows]
+
+
+def _lack(active: tuple[int, int], num_bytes: int, bounds: tuple[int, int]) -> str:
+    """Why one more document, of so many bytes, is one too many; empty where it is not."""
+    (num_active, active_bytes), (most, most_bytes) = active, bounds
+    if num_active >= most:
+        return f"{num_active} adaptations are queued or running"
+    if num_active and active_bytes + num_bytes > most_bytes:
+        held = f"documents of {active_bytes} bytes are queued or running"
+        return f"{held}, at most {most_bytes} may be"
+    return ""
 
 
 def _content(text: str | StoredText | ImportedFile) -> tuple[str, int, bytes | None]:

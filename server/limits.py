@@ -1,4 +1,5 @@
-"""How much each owner may ask for: token buckets of requests and of tokens. Knows no HTTP, no keys.
+"""How much each owner may ask for: token buckets of requests and of tokens, its share of queues.
+Knows no HTTP, no keys.
 
 A bucket holds a minute's worth and fills steadily. Tokens are counted when they are known: those of
 documents and prompts at the door, those of completions when they are made. So a bucket may go below
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 from imprint.server.errors import RateLimitedError
 from imprint.server.metrics import Metrics
+from imprint.server.places import Share
 
 
 class Bucket:
@@ -35,7 +37,7 @@ class Bucket:
 
 
 class Limits:
-    """The buckets of every owner; 0 a minute means no limit."""
+    """The buckets of every owner; 0 a minute means no limit. `share` holds for every queue."""
 
     def __init__(
         self,
@@ -43,8 +45,10 @@ class Limits:
         *,
         requests_per_minute: int,
         tokens_per_minute: int,
+        share: Share,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.share = share
         self._metrics = metrics
         self._requests_per_minute = requests_per_minute
         self._tokens_per_minute = tokens_per_minute

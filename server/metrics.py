@@ -52,6 +52,7 @@ ZEROS = {
         "draining",
         "requests_per_minute",
         "tokens_per_minute",
+        "key_share",
     ),
     "request_deadline_exceeded_total": ("queue", "quantum", "decode"),
     "adaptations_total": ("succeeded", "rejected", "failed", "cancelled", "expired"),

@@ -21,6 +21,7 @@ from imprint.server.journal_thread import JournalThread
 from imprint.server.limits import Limits
 from imprint.server.messages import Observation
 from imprint.server.metrics import Metrics
+from imprint.server.places import Places
 from imprint.server.pool_interface import Pool
 from imprint.server.replays import Replays
 from imprint.server.retention import Retention
@@ -71,6 +72,7 @@ class Services:
             model=settings.served_model_name,
             max_active=settings.max_active_adaptations,
             max_active_bytes=settings.max_active_bytes,
+            share=limits.share,
             drain_timeout_s=settings.drain_timeout_s,
         )
         documents = Documents(settings, journal, tokenizer, limits)
@@ -98,7 +100,11 @@ class Services:
             completions=Completions(settings, retention, intake, pool, tokenizer, metrics),
             tokenization=Tokenization(settings, intake, tokenizer),
             tokenizer=tokenizer,
-            events=EventFeed(journal, jobs, max_streams=settings.max_event_streams),
+            events=EventFeed(
+                journal,
+                jobs,
+                Places("event streams", settings.max_event_streams, limits.share, metrics),
+            ),
             studies=StudyView(journal, tokenizer),
         )
 

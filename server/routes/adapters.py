@@ -62,7 +62,7 @@ async def upload(request: Request, owner: Owner, services: FromApp) -> Response:
     """
     key = idempotency_key(request)
     services.jobs.refuse_when_draining()
-    services.jobs.refuse_without_room()
+    services.jobs.refuse_without_room(owner)
     info = services.pool.info
     if info is None:
         raise OverloadedError("no worker is ready yet", code="not_ready")

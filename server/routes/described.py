@@ -16,7 +16,8 @@ REASONS = {
     410: "The resource existed and cannot be used any more.",
     413: "The body or the document is too large.",
     415: "The body is of a type that is not read here, or compressed.",
-    429: "Over the limit of requests or tokens a minute; see `Retry-After`.",
+    429: "Over the limit of requests or tokens a minute, or of one's share of a queue; see "
+    "`Retry-After`.",
     431: "The head of the request is too long.",
     500: "The server failed on this request.",
     503: "Overloaded, stopping or not ready; see `Retry-After`.",

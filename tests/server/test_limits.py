@@ -10,6 +10,7 @@ from imprint.server.errors import RateLimitedError
 from imprint.server.keys import KeyRing
 from imprint.server.limits import Bucket, Limits
 from imprint.server.metrics import Metrics
+from imprint.server.places import Share
 
 KEYS = {"alice": "sk-alice-0123456789", "bob": "sk-bob-0123456789ab"}
 
@@ -23,7 +24,13 @@ class Clock:
 
 
 def limits(clock: Clock, *, requests: int = 0, tokens: int = 0) -> Limits:
-    return Limits(Metrics(), requests_per_minute=requests, tokens_per_minute=tokens, clock=clock)
+    return Limits(
+        Metrics(),
+        requests_per_minute=requests,
+        tokens_per_minute=tokens,
+        share=Share(1.0),
+        clock=clock,
+    )
 
 
 def test_a_bucket_fills_up_and_no_further() -> None:
