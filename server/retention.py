@@ -28,6 +28,8 @@ DELETE_WAIT_S = 60.0
 LOST_ADAPTER = {"adapter_not_found": "adapter_evicted", "adapter_corrupt": "adapter_corrupt"}
 """What a worker says of an adapter that it cannot load, and what the client hears."""
 SWEEP_INTERVAL_S = 5.0
+MAX_EXPIRING = 8
+"""Adapters that one sweep frees at a time."""
 
 
 class Retention:
@@ -137,13 +139,28 @@ class Retention:
         if uses := self._uses.recent():
             await self._journal(Journal.touch, uses)
             self._uses.told(uses)
-        for id, reason in await self._journal(Journal.due, time.time()):
-            await self.expire(id, reason)
+        await self._expire_all(await self._journal(Journal.due, time.time()))
         for id in await self._journal(document_journal.due_documents, time.time()):
             await self._journal(document_journal.mark_document_deleting, id)
             self._begin(id, self._delete_document(id))
         await self._journal(Journal.forget, time.time() - self._history_s)
         await self._journal(replay_journal.forget_replies, time.time())
+
+    async def _expire_all(self, due: list[tuple[str, str]]) -> None:
+        """A few at a time: each waits for workers, and one that does not answer holds up few.
+
+        None is broken off because another failed: its row says already that it is gone.
+        """
+        waiting = iter(due)
+
+        async def some() -> None:
+            for id, reason in waiting:
+                await self.expire(id, reason)
+
+        lanes = (some() for _ in range(min(MAX_EXPIRING, len(due))))
+        for outcome in await asyncio.gather(*lanes, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
     async def _sweep_forever(self) -> None:
         while True:
