@@ -1,15 +1,16 @@
 """Completions and chat completions: which adapter, which prompts, what is generated. No HTTP.
 
-The two differ in how a body becomes prompts; from there on they are the same work.
+The two differ in how a body becomes prompts; all else is the same work.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from imprint.models.errors import CheckpointError
 from imprint.models.prompts import ChatMessage
@@ -21,7 +22,7 @@ from imprint.server.intake import Intake
 from imprint.server.messages import Generate
 from imprint.server.metrics import Metrics
 from imprint.server.openai_schemas import ChatMessage as AskedMessage
-from imprint.server.openai_schemas import CreateChatCompletion, CreateCompletion
+from imprint.server.openai_schemas import CreateChatCompletion, CreateCompletion, Sampling
 from imprint.server.pool_interface import Pool
 from imprint.server.retention import Retention
 from imprint.server.schemas import parse_focus
@@ -33,6 +34,21 @@ class Accepted:
 
 
 Events = AsyncGenerator[Accepted | Delta | Finished, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """In what the two kinds of completions differ."""
+
+    param: str
+    """Field of the body that holds the prompts."""
+    prompts: Callable[[], Awaitable[list[str] | list[list[int]]]]
+    max_tokens: int | None
+    num_logprobs: int | None
+    stops: list[str]
+    focus: bool | dict[str, Any] = False
+    strip: bool = True
+    """Whether whitespace around the text is cut off."""
 
 
 class Completions:
@@ -54,41 +70,31 @@ class Completions:
         self._tokenizer = tokenizer
         self._metrics = metrics
 
-    async def complete(self, body: CreateCompletion, request_id: str, owner: str) -> Events:
+    def complete(self, body: CreateCompletion, request_id: str, owner: str) -> Events:
         """Text and outcomes of the prompts, once accepted. Closing the generator cancels them."""
-        deadline = time.monotonic() + self._settings.request_timeout_s
-        with self._intake.request("completion", owner):
-            adapter = await self._intake.model_adapter(body.model, owner)
-            work = Generate(
-                request_id=request_id,
-                prompts=await self._intake.prompts(
-                    body.prompts,
-                    owner,
-                    param="prompt",
-                    seed=_seed(body.seed),
-                    continues=adapter is not None,
-                    num_choices=body.n,
-                ),
-                max_tokens=self._intake.max_tokens(body.max_tokens),
-                temperature=body.temperature,
-                top_p=body.top_p,
-                presence_penalty=body.presence_penalty,
-                frequency_penalty=body.frequency_penalty,
-                logprobs=body.logprobs,
-                stop=body.stops,
-            )
-            async with aclosing(
-                self._generate(work, adapter, owner, deadline, strip=False)
-            ) as events:
-                async for event in events:
-                    yield event
 
-    async def chat(self, body: CreateChatCompletion, request_id: str, owner: str) -> Events:
+        async def prompts() -> list[str] | list[list[int]]:
+            return body.prompts
+
+        longest, num_logprobs = body.max_tokens, body.logprobs
+        asked = _Asked("prompt", prompts, longest, num_logprobs, body.stops, strip=False)
+        return self._run(body, asked, request_id, owner)
+
+    def chat(self, body: CreateChatCompletion, request_id: str, owner: str) -> Events:
         """The reply's text and outcome, once accepted. Closing the generator cancels it."""
+
+        async def prompts() -> list[str] | list[list[int]]:
+            return [await chat_prompt(self._tokenizer, body.messages)]
+
+        longest, num_logprobs = body.longest, body.num_logprobs
+        asked = _Asked("messages", prompts, longest, num_logprobs, body.stops, body.focus)
+        return self._run(body, asked, request_id, owner)
+
+    async def _run(self, body: Sampling, asked: _Asked, request_id: str, owner: str) -> Events:
         deadline = time.monotonic() + self._settings.request_timeout_s
         with self._intake.request("completion", owner):
             adapter = await self._intake.model_adapter(body.model, owner)
-            focus = parse_focus(body.focus)
+            focus = parse_focus(asked.focus)
             if focus is not None and adapter is None:
                 raise InvalidRequestError(
                     "focus goes with a document: name one as <base>:<id> in model", param="focus"
@@ -96,25 +102,24 @@ class Completions:
             work = Generate(
                 request_id=request_id,
                 prompts=await self._intake.prompts(
-                    [await chat_prompt(self._tokenizer, body.messages)],
+                    await asked.prompts(),
                     owner,
-                    param="messages",
-                    seed=_seed(body.seed),
+                    param=asked.param,
+                    seed=secrets.randbits(62) if body.seed is None else body.seed,
                     continues=adapter is not None,
                     num_choices=body.n,
                 ),
-                max_tokens=self._intake.max_tokens(body.longest),
+                max_tokens=self._intake.max_tokens(asked.max_tokens),
                 temperature=body.temperature,
                 top_p=body.top_p,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,
-                logprobs=body.num_logprobs,
-                stop=body.stops,
+                logprobs=asked.num_logprobs,
+                stop=asked.stops,
                 focus=focus,
             )
-            async with aclosing(
-                self._generate(work, adapter, owner, deadline, strip=True)
-            ) as events:
+            events = self._generate(work, adapter, owner, deadline, strip=asked.strip)
+            async with aclosing(events):
                 async for event in events:
                     yield event
 
@@ -157,7 +162,3 @@ async def chat_prompt(tokenizer: Tokenizer, asked: Sequence[AskedMessage]) -> st
         raise InvalidRequestError(
             f"the model's template refuses these messages: {clip(str(error))}", param="messages"
         ) from None
-
-
-def _seed(asked: int | None) -> int:
-    return secrets.randbits(62) if asked is None else asked
