@@ -7,28 +7,11 @@ it is shown again.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imprint.server.error_codes import ERROR_CODES
+
 MAX_VALIDATION_ERRORS = 10
 MAX_INPUT_CHARS = 200
 MAX_RETRY_AFTER_S = 120
-
-# What a worker reports, and the status a waiting client gets for it.
-WORKER_STATUS = {
-    "context_length_exceeded": 400,
-    "document_too_short": 400,
-    "document_too_large": 413,
-    "invalid_method": 400,
-    "invalid_request": 400,
-    "adapter_not_found": 410,
-    "adapter_evicted": 410,
-    "adapter_corrupt": 410,
-    "cancelled": 409,
-    "deadline_exceeded": 504,
-    "queue_full": 503,
-    "draining": 503,
-    "worker_died": 503,
-    "out_of_memory": 503,
-    "store_failed": 503,
-}
 
 STATUS_CODES = {
     400: "invalid_request",
@@ -158,7 +141,9 @@ class WorkFailedError(ImprintError):
     """A worker gave up on a job or a request, with its own code."""
 
     def __init__(self, code: str, message: str) -> None:
-        status = WORKER_STATUS.get(code, 500)
+        known = ERROR_CODES.get(code)
+        # those of an adaptation alone have no status: no client ought to hear them
+        status = int(known.status) if known is not None and known.status.isdigit() else 500
         super().__init__(
             message, code=code, status=status, retry_after_s=1.0 if status == 503 else None
         )

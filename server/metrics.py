@@ -17,31 +17,10 @@ from prometheus_client import (
 )
 
 from imprint import __version__
+from imprint.server import buckets
 from imprint.server.host import Host
 from imprint.server.messages import Heartbeat, Observation, WorkerStats
 from imprint.server.pool_interface import WorkerStatus
-
-# The buckets of vLLM, so that dashboards made for it compare; finer ones below for small models.
-TTFT_BUCKETS = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
-)
-INTER_TOKEN_BUCKETS = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
-    *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
-)
-LATENCY_BUCKETS = (
-    *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50),
-    *(60, 120, 240, 480, 960),
-)
-STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-TOKEN_BUCKETS = tuple(float(2**power) for power in range(4, 22))
-BATCH_BUCKETS = tuple(float(2**power) for power in range(10))
-REWARD_BUCKETS = (-1, -0.5, 0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.5, 2)
-NATS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-RISE_BUCKETS = (-0.1, -0.05, -0.02, 0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
-GAIN_BUCKETS = (-2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 4)
-NORM_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000)
 
 PREFIX = "imprint_"
 
@@ -103,7 +82,7 @@ class Metrics:
             "http_request_duration_seconds",
             "From the request's first byte to the response's last.",
             "method route",
-            buckets=LATENCY_BUCKETS,
+            buckets=buckets.LATENCY,
         )
 
     def _declare_requests(self) -> None:
@@ -118,7 +97,7 @@ class Metrics:
             "request_queue_time_seconds",
             "From a worker's receipt to the first work.",
             "kind",
-            buckets=LATENCY_BUCKETS,
+            buckets=buckets.LATENCY,
         )
         self.rejections = add(
             Counter, "admission_rejections_total", "Work refused at the door.", "reason"
@@ -133,13 +112,13 @@ class Metrics:
             Histogram,
             "time_to_first_token_seconds",
             "From an adapted document's questions to a sequence's first token, focus included.",
-            buckets=TTFT_BUCKETS,
+            buckets=buckets.TTFT,
         )
         self.inter_token = add(
             Histogram,
             "inter_token_latency_seconds",
             "Between two tokens of a sequence.",
-            buckets=INTER_TOKEN_BUCKETS,
+            buckets=buckets.INTER_TOKEN,
         )
         self.prompt_tokens = add(
             Counter, "prompt_tokens_total", "Prompt tokens read, documents not counted."
@@ -154,14 +133,14 @@ class Metrics:
             "adaptation_duration_seconds",
             "From the first quantum to the end.",
             "outcome",
-            buckets=LATENCY_BUCKETS,
+            buckets=buckets.LATENCY,
         )
         self.phase_duration = add(
             Histogram,
             "adaptation_phase_duration_seconds",
             "Time from one phase of an adaptation to the next.",
             "phase",
-            buckets=LATENCY_BUCKETS,
+            buckets=buckets.LATENCY,
         )
         self.steps = add(Counter, "adaptation_steps_total", "Optimisation steps.")
         self.rollout_tokens = add(
@@ -174,19 +153,19 @@ class Metrics:
             "outcome",
         )
         histograms = (
-            ("document_tokens", "Length of adapted documents.", TOKEN_BUCKETS),
-            ("reward", "Mean reward of a step.", REWARD_BUCKETS),
+            ("document_tokens", "Length of adapted documents.", buckets.TOKEN),
+            ("reward", "Mean reward of a step.", buckets.REWARD),
             (
                 "entropy_nats",
                 "Mean entropy of a document's next-token distributions.",
-                NATS_BUCKETS,
+                buckets.NATS,
             ),
-            ("grad_norm", "Gradient norm of a step, before clipping.", NORM_BUCKETS),
-            ("probe_gain_nats", "Recall probe: loss of the base minus adapted.", GAIN_BUCKETS),
-            ("neutral_rise_nats", "Loss on neutral text: adapted minus base.", RISE_BUCKETS),
+            ("grad_norm", "Gradient norm of a step, before clipping.", buckets.NORM),
+            ("probe_gain_nats", "Recall probe: loss of the base minus adapted.", buckets.GAIN),
+            ("neutral_rise_nats", "Loss on neutral text: adapted minus base.", buckets.RISE),
         )
-        for name, text, buckets in histograms:
-            add(Histogram, f"adaptation_{name}", text, buckets=buckets)
+        for name, text, edges in histograms:
+            add(Histogram, f"adaptation_{name}", text, buckets=edges)
 
         self.verdicts = add(
             Counter,
@@ -202,7 +181,7 @@ class Metrics:
             Histogram,
             "engine_step_duration_seconds",
             "One engine step: decode, prefill and quanta.",
-            buckets=STEP_BUCKETS,
+            buckets=buckets.STEP,
         )
         add(
             Counter,
@@ -216,21 +195,21 @@ class Metrics:
             "and out), quantum, disk (idle until an adapter is loaded), own (all else, in Python).",
             "part",
         )
-        add(Histogram, "engine_batch_size", "Sequences per decode.", buckets=BATCH_BUCKETS)
+        add(Histogram, "engine_batch_size", "Sequences per decode.", buckets=buckets.BATCH)
         add(Counter, "engine_errors_total", "Errors caught at the engine's edge.", "phase")
         add(
             Histogram,
             "quantum_duration_seconds",
             "One unit of adaptation work: what an answer may wait for.",
             "phase",
-            buckets=STEP_BUCKETS,
+            buckets=buckets.STEP,
         )
         self.longest_quantum = add(
             Gauge,
             "longest_quantum_seconds",
             "The longest quantum of the last five to ten seconds, of any worker.",
         )
-        add(Histogram, "quantum_batch_size", "Jobs per quantum.", buckets=BATCH_BUCKETS)
+        add(Histogram, "quantum_batch_size", "Jobs per quantum.", buckets=buckets.BATCH)
         self.last_step = add(
             Gauge, "engine_last_step_timestamp_seconds", "End of the last step that did work."
         )
