@@ -29,6 +29,10 @@ export function isReady(adaptation) {
   return adaptation.status === "succeeded" || adaptation.status === "rejected";
 }
 
+export function whole(number) {
+  return NUMBER.format(number);
+}
+
 export function count(number, one, many = `${one}s`) {
   return `${NUMBER.format(number)} ${number === 1 ? one : many}`;
 }

@@ -1,0 +1,1 @@
+"""The page in a browser. A package, so that its tests share one server and one browser."""
