@@ -37,9 +37,6 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "400", "A question or prompt is too long.", "Shorten it, or raise max_document_tokens."
     ),
     "document_empty": ErrorCode("400", "The document holds no text.", "Send some text."),
-    "document_too_short": ErrorCode(
-        "400", "There is too little text to study.", 'Read it only: `"method": {"type": "read"}`.'
-    ),
     "document_too_large": ErrorCode(
         "413",
         "The document has more tokens than the server takes, or studying it needs more memory.",

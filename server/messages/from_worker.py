@@ -80,9 +80,9 @@ class AdaptationDone(Message, frozen=True, kw_only=True):
 
 
 class AdaptationFailed(Message, frozen=True, kw_only=True):
-    """`code`: document_too_short, document_too_large, deadline_exceeded, out_of_memory,
-    non_finite, queue_full, invalid_method, worker_died, store_failed, internal_error, or another
-    code of `AdaptationError`."""
+    """`code`: document_too_large, deadline_exceeded, out_of_memory, non_finite, queue_full,
+    invalid_method, worker_died, store_failed, internal_error, or another code of
+    `AdaptationError`."""
 
     adaptation_id: str
     code: str

@@ -47,7 +47,7 @@ export class TextPages {
     const places = new Map(this.#pages.map((page) => [page.element, page]));
     this.#observer = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) this.#moved(places.get(target), isIntersecting);
-      for (const page of this.#held) this.#leave(page);
+      for (const page of [...this.#held]) this.#leave(page); // what stays is added again
     }, { root: box, rootMargin: `${NEAR} 0px` });
     for (const { element } of this.#pages) this.#observer.observe(element);
     this.#resizer = new ResizeObserver(() => this.#resized());

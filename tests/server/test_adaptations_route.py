@@ -189,11 +189,11 @@ async def test_a_failure_is_told(client: httpx.AsyncClient, pool: Any) -> None:
     pool.hold = True
     id = (await create(client))["id"]
     await until(lambda: id in pool.queues)
-    failed = messages.AdaptationFailed(adaptation_id=id, code="document_too_short", message="short")
+    failed = messages.AdaptationFailed(adaptation_id=id, code="invalid_method", message="short")
     pool.say(id, failed)
     assert (await read_events(client, id))[-1]["kind"] == "failed"
     job = await get(client, id)
-    assert job["error"] == {"code": "document_too_short", "message": "short", "param": None}
+    assert job["error"] == {"code": "invalid_method", "message": "short", "param": None}
     assert (await create(client))["id"] != id
 
 

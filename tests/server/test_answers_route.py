@@ -168,9 +168,9 @@ async def test_a_failed_reading_fails_the_answer(client: httpx.AsyncClient, pool
     asked = asyncio.create_task(ask(client, 400))
     await until(lambda: pool.adapts)
     id = pool.adapts[0].adaptation_id
-    failed = messages.AdaptationFailed(adaptation_id=id, code="document_too_short", message="short")
+    failed = messages.AdaptationFailed(adaptation_id=id, code="invalid_method", message="short")
     pool.say(id, failed)
-    assert (await asked)["code"] == "document_too_short"
+    assert (await asked)["code"] == "invalid_method"
     await assert_idle(client)
 
 

@@ -83,7 +83,7 @@ def test_waiting_ends_when_its_time_is_used_up():
 @pytest.mark.parametrize(
     "reply",
     [
-        refusal(400, "document_too_short", retry_after="1"),
+        refusal(400, "invalid_method", retry_after="1"),
         refusal(503, "worker_died"),
         refusal(503, "queue_full", retry_after="tomorrow"),
         refusal(503, "queue_full", retry_after="nan"),

@@ -1,14 +1,13 @@
 """Adapters whose time is over are freed a few at a time, and one that hangs holds up no other."""
 
 import asyncio
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import pytest
 
 from imprint.server.config import Settings
+from imprint.server.journal import Journal
 from imprint.server.retention import MAX_EXPIRING
 
 pytestmark = pytest.mark.anyio
@@ -16,20 +15,24 @@ pytestmark = pytest.mark.anyio
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what the server is about to do."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-async def make_due(client: Any, settings: Settings, number: int) -> list[str]:
+async def make_due(client: Any, number: int) -> list[str]:
     """So many adapters whose time is over, all of them at one stroke."""
     ids = []
     for i in range(number):
         body = {"document": f"document {i}", "expires_after_s": 3600}
         ids.append((await client.post("/v1/adaptations", json=body)).json()["id"])
     await until(lambda: client.app.state.services.jobs.num_active == 0)
-    with closing(sqlite3.connect(settings.journal_path)) as journal, journal:
-        journal.execute("UPDATE adaptations SET expires_at=1")
+
+    def let_time_pass(journal: Journal) -> None:
+        with journal.transaction() as db:
+            db.execute("UPDATE adaptations SET expires_at=1")
+
+    await client.app.state.services.journal(let_time_pass)
     return ids
 
 
@@ -57,7 +60,7 @@ async def test_one_that_hangs_holds_up_no_other(serve: Any, settings: Settings, 
     stuck = asyncio.Event()
     hanging = slow(pool, stuck)
     async with serve(settings, hanging) as client:
-        ids = await make_due(client, settings, 3 * MAX_EXPIRING)
+        ids = await make_due(client, 3 * MAX_EXPIRING)
         await until(lambda: len(hanging.evicted) == len(ids) - 1)  # by the server's own sweep
         assert hanging.first not in hanging.evicted
         assert 1 < hanging.most_at_once <= MAX_EXPIRING

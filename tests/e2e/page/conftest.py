@@ -26,7 +26,7 @@ ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 KEYS = [f"sk-page-{number:02}-0123456789abcdef" for number in range(40)]
-READY_S = 60.0
+READY_S = 180.0
 EXAMPLE = Path(__file__).resolve().parents[3] / "deploy" / "examples" / "harbor.txt"
 
 
@@ -36,7 +36,7 @@ def chromium(profile: Path) -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the dev extra's playwright")
     if not CHROMIUM.exists():
         pytest.skip(f"needs {CHROMIUM}: apt-get install chromium")
-    sync_api.expect.set_options(timeout=20_000)
+    sync_api.expect.set_options(timeout=60_000)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=str(CHROMIUM), args=ARGUMENTS, env={"HOME": str(profile)}
@@ -51,7 +51,7 @@ class Watched:
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.expect = pytest.importorskip("playwright.sync_api").expect
         self.context = browser.new_context(base_url=url, **options)
-        self.context.set_default_timeout(30_000)
+        self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
         self.wrong: list[str] = []
         self.allowed: tuple[str, ...] = ()
