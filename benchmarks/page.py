@@ -1,5 +1,6 @@
 """How smoothly the page's heat map scrolls: time between frames of a headless Chromium, and what
-the document holds at the end.
+the document holds at the end. The time of its main thread is the processor's, which others on the
+machine change little.
 
 A real server reads a document; the page shows it, and the text is scrolled through as fast as a
 wheel does, to the end and back. `--against FOLDER` does the same with another version of the
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import CDPSession, Page, Route, sync_playwright
 
 from imprint.server.client import ImprintClient
 from imprint.server.commands.local_server import local_server
@@ -103,10 +104,21 @@ def scrolled(page: Page, id: str, options: argparse.Namespace) -> dict[str, Any]
     """Down to the end, and up again."""
     page.goto(f"/#/{id}")
     page.locator(".heat-text .t").first.wait_for(timeout=60_000)
-    longest = 1000 * options.longest
-    down = page.evaluate(SCROLL, [options.pixels, longest])
-    up = page.evaluate(SCROLL, [-options.pixels, longest])
-    return {"down": down, "up": up}
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
+    devtools.send("Performance.enable")
+    found = {}
+    for way, pixels in (("down", options.pixels), ("up", -options.pixels)):
+        before = busy_s(devtools)
+        found[way] = page.evaluate(SCROLL, [pixels, 1000 * options.longest])
+        found[way]["busy_s"] = busy_s(devtools) - before
+    return found
+
+
+def busy_s(devtools: CDPSession) -> float:
+    """Processor seconds of the page's main thread so far, whoever else uses the machine."""
+    metrics = devtools.send("Performance.getMetrics")["metrics"]
+    return float(next(item["value"] for item in metrics if item["name"] == "TaskDuration"))
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -120,6 +132,9 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             "p95_ms": round(deltas[int(0.95 * len(deltas))], 1),
             "p99_ms": round(deltas[int(0.99 * len(deltas))], 1),
             "longest_ms": round(deltas[-1], 1),
+            "busy_ms_a_frame": round(
+                1000 * sum(found[way]["busy_s"] for found in rounds) / len(deltas), 2
+            ),
             "over_50_ms": sum(delta > 50 for delta in deltas),
             "arrived": all(found[way]["arrived"] for found in rounds),
             "spans": rounds[-1][way]["spans"],
