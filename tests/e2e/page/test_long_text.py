@@ -169,5 +169,7 @@ def test_a_place_of_the_strip_is_shown(long: LongText) -> None:
     strip = long.watched.page.locator(".strip svg")
     box = strip.bounding_box()
     strip.click(position={"x": box["width"] * 0.75, "y": box["height"] / 2})
-    page = long.page_of(45)
-    long.watched.expect(page.locator(".t").first).to_be_in_viewport()
+    shown = long.page_of(45).locator(".t").first
+    long.watched.expect(shown).to_be_attached()
+    long.watched.page.locator(".heat-box").scroll_into_view_if_needed()
+    long.watched.expect(shown).to_be_in_viewport()
