@@ -233,6 +233,14 @@ class RefineConfig:
         return RefineConfig.from_dict({**self.to_dict(), **overrides})
 
 
+def check_focus(config: RefineConfig) -> None:
+    """Raises ConfigError for settings with which nothing can be studied for questions."""
+    if config.scope != "query_lora":
+        raise ConfigError("scope", f"focus needs scope query_lora, got {config.scope!r}")
+    if config.branches != "recall":
+        raise ConfigError("branches", f"focus needs branches recall, got {config.branches!r}")
+
+
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
     "fast": {"steps": 4, "learning_rate": 3e-3, "group_size": 2, "patience": 2},

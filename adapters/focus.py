@@ -18,7 +18,7 @@ from torch import Tensor
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.branches import query_step
 from imprint.adapters.calls import AloneCall, Work, ask
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import RefineConfig, check_focus
 from imprint.adapters.delta import init_delta, make_optimizer
 from imprint.adapters.gate import ProbeResult, judge, probe_call
 from imprint.adapters.loss import clip_grads_per_delta
@@ -61,10 +61,7 @@ class Focus:
         *,
         seed: int = 0,
     ) -> None:
-        if config.scope != "query_lora":
-            raise ConfigError("scope", f"focus needs scope query_lora, got {config.scope!r}")
-        if config.branches != "recall":
-            raise ConfigError("branches", f"focus needs branches recall, got {config.branches!r}")
+        check_focus(config)
         if not questions:
             raise ValueError("focus needs at least one question")
         self.model, self.adapter, self.config, self.seed = model, adapter, config, seed

@@ -116,7 +116,7 @@ def _numbers(cell: dict[str, Any], values: dict[str, Any]) -> list[str]:
     ]
     return [
         f"{100 * values['scores'][metric]:.1f}",
-        *_difference(values.get("against_base", {}).get(metric)),
+        *difference_texts(values.get("against_base", {}).get(metric)),
         f"{100 * values['adapted_ratio']:.0f}" if values["adapted_ratio"] else "-",
         ", ".join(others),
         f"{values['seconds_per_document']:.2f}",
@@ -124,7 +124,8 @@ def _numbers(cell: dict[str, Any], values: dict[str, Any]) -> list[str]:
     ]
 
 
-def _difference(comparison: dict[str, Any] | None) -> tuple[str, str]:
+def difference_texts(comparison: dict[str, Any] | None) -> tuple[str, str]:
+    """The paired difference in points with its interval, and the counts; nothing for the base."""
     if comparison is None:
         return "", ""
     low, high = 100 * comparison["interval_low"], 100 * comparison["interval_high"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imprint.adapters.evaluation.arm_names import ARMS
+from imprint.server.commands import ablate
 from imprint.server.commands.common import UsageError, add_model
 from imprint.server.commands.descriptions import Commands, add_command, add_group
 from imprint.server.commands.evaluation_run import Material, run_benchmark
@@ -33,14 +34,28 @@ def add_parser(commands: Commands) -> None:
         "imprint eval ruler --num-documents 20\nimprint eval documents my-documents",
         parts="benchmarks",
     )
-    _add_ruler(benchmarks)
+    _add_benchmarks(benchmarks, compares=True)
+    ablate.add_parser(benchmarks, _parse_benchmark)
+
+
+def _parse_benchmark(words: Sequence[str]) -> argparse.Namespace:
+    """What a grid asks, from the words that `imprint eval` takes for it."""
+    parser = argparse.ArgumentParser(prog="benchmark")
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    _add_benchmarks(benchmarks, compares=False)
+    return parser.parse_args(words)
+
+
+def _add_benchmarks(benchmarks: Commands, *, compares: bool) -> None:
+    """`compares`: with the flags that say which ways of answering are compared, and reported."""
+    _add_ruler(benchmarks, compares=compares)
     qa = add_command(
         benchmarks,
         "qa",
         "questions with their contexts, from a file",
         "imprint eval qa questions.jsonl --num-documents 100\n"
         "imprint eval qa questions.jsonl --metric f1 --output runs/qa --json",
-        run=lambda arguments: run_benchmark("qa", arguments, _qa),
+        run=run_benchmark,
         description="A line of FILE holds context, question and answers, a list. " + _COMMON,
     )
     qa.add_argument("file", type=Path, metavar="FILE", help=".jsonl or .jsonl.zst")
@@ -50,7 +65,7 @@ def add_parser(commands: Commands) -> None:
         "LongBench tasks, from a folder of files",
         "imprint eval longbench longbench-files --tasks narrativeqa,hotpotqa\n"
         "imprint eval longbench longbench-files --output runs/longbench --plot longbench.png",
-        run=lambda arguments: run_benchmark("longbench", arguments, _longbench),
+        run=run_benchmark,
         description=(
             "DIR holds a .parquet or .jsonl file a task, as the published REFINE evaluation has "
             "them, with the columns prompt, answers, task and max_gen_tokens. " + _COMMON
@@ -64,7 +79,7 @@ def add_parser(commands: Commands) -> None:
         "your own documents, with questions or recall probes",
         "imprint eval documents my-documents\n"
         "imprint eval documents my-documents --preset paper --output runs/mine --json",
-        run=lambda arguments: run_benchmark("documents", arguments, _documents),
+        run=run_benchmark,
         description=(
             "DIR holds .txt and .md files. NAME.txt is asked what NAME.questions.jsonl beside it "
             "holds, lines of question and answers; without that, what follows a few of its own "
@@ -72,18 +87,21 @@ def add_parser(commands: Commands) -> None:
         ),
     )
     documents.add_argument("folder", type=Path, metavar="DIR", help="folder of the documents")
+    qa.set_defaults(benchmark="qa", source=_qa)
+    longbench.set_defaults(benchmark="longbench", source=_longbench)
+    documents.set_defaults(benchmark="documents", source=_documents)
     for benchmark in (qa, longbench, documents):
-        _add_how(benchmark, num_documents=None)
+        _add_how(benchmark, num_documents=None, compares=compares)
 
 
-def _add_ruler(benchmarks: Commands) -> None:
+def _add_ruler(benchmarks: Commands, *, compares: bool) -> None:
     ruler = add_command(
         benchmarks,
         "ruler",
         "needles in prose, variable tracking and questions among distractors, after RULER",
         "imprint eval ruler --num-documents 20\n"
         "imprint eval ruler --tasks vt --lengths 1024,4096 --output runs/vt --plot vt.png",
-        run=lambda arguments: run_benchmark("ruler", arguments, _ruler),
+        run=run_benchmark,
         description="RULER's tasks, made from prose and questions of yours. " + _COMMON,
     )
     add = ruler.add_argument
@@ -121,12 +139,15 @@ def _add_ruler(benchmarks: Commands) -> None:
         default="ruler",
         help="ruler: question and start of the answer; question: as the server asks it",
     )
-    _add_how(ruler, num_documents=_NUM_RULER_DOCUMENTS)
+    ruler.set_defaults(benchmark="ruler", source=_ruler)
+    _add_how(ruler, num_documents=_NUM_RULER_DOCUMENTS, compares=compares)
 
 
-def _add_how(parser: argparse.ArgumentParser, *, num_documents: int | None) -> None:
+def _add_how(parser: argparse.ArgumentParser, *, num_documents: int | None, compares: bool) -> None:
     """What all benchmarks share."""
     add_model(parser)
+    if compares:
+        _add_comparison(parser)
     add = parser.add_argument
     add(
         "--num-documents",
@@ -135,6 +156,19 @@ def _add_how(parser: argparse.ArgumentParser, *, num_documents: int | None) -> N
         metavar="N",
         help=f"documents of each kind; default: {num_documents or 'all'}",
     )
+    add("--metric", type=names, default=(), metavar="LIST", help="compare by these, if a task can")
+    add("--passages", type=int, default=4, metavar="N", help="of arms retrieval_top and _after")
+    add("--passage-tokens", type=int, default=64, metavar="N", help="length of a passage")
+    add("--seed", type=int, default=0, metavar="N", help="chooses documents and random numbers")
+    add("--max-tokens", type=int, metavar="N", help="longest answer; default: the task's")
+    add("--question-template", type=Path, metavar="FILE", help="default: the checkpoint's")
+    add("--threads", type=int, default=1, metavar="N", help="threads of torch")
+    add("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--arms",
         type=names,
@@ -142,7 +176,6 @@ def _add_how(parser: argparse.ArgumentParser, *, num_documents: int | None) -> N
         metavar="LIST",
         help=f"ways to answer; default: all of {','.join(ARMS)}",
     )
-    add("--metric", type=names, default=(), metavar="LIST", help="compare by these, if a task can")
     for prefix, arm, default in (("", "adapted", "default"), ("focus-", "focus", "focus")):
         add(f"--{prefix}preset", default=default, help=f"preset of arm {arm}; default: {default}")
         add(
@@ -153,14 +186,6 @@ def _add_how(parser: argparse.ArgumentParser, *, num_documents: int | None) -> N
             metavar="FIELD=VALUE",
             help="override one field of that preset; may be given several times",
         )
-    add("--passages", type=int, default=4, metavar="N", help="of arms retrieval_top and _after")
-    add("--passage-tokens", type=int, default=64, metavar="N", help="length of a passage")
-    add("--seed", type=int, default=0, metavar="N", help="chooses documents and random numbers")
-    add("--max-tokens", type=int, metavar="N", help="longest answer; default: the task's")
-    add("--question-template", type=Path, metavar="FILE", help="default: the checkpoint's")
-    add("--threads", type=int, default=1, metavar="N", help="threads of torch")
-    add("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--output", type=Path, metavar="FOLDER", help="keep what is done; go on from it")
     add("--plot", type=Path, metavar="FILE", help="draw a PNG; needs the extra eval")
     add("--json", action="store_true", help="print the report as JSON")

@@ -9,9 +9,10 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
     from imprint.adapters.evaluation.runner import Evaluation, Record
     from imprint.models.tokenizer import Tokenizer
 
-_INTERRUPTED = 130
+R = TypeVar("R")
+
+INTERRUPTED = 130
+"""Exit code of a run that was interrupted."""
 _TABLE_WIDTH = 176
 
 
@@ -54,34 +58,17 @@ Source = Callable[[argparse.Namespace, "Tokenizer"], Material]
 """Makes the material of a benchmark. May raise `ValueError`, `OSError` and UsageError."""
 
 
-def run_benchmark(name: str, arguments: argparse.Namespace, source: Source) -> int:
+def run_benchmark(arguments: argparse.Namespace) -> int:
     """Evaluate; the report goes to standard output, progress to standard error.
 
     An interruption reports what is done by then, with exit code 130.
     """
-    for flag in ("threads", "num_documents", "max_tokens"):
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
-    from imprint.adapters.evaluation.extras import MissingExtraError
-    from imprint.adapters.evaluation.plot import check_plot, draw
-    from imprint.adapters.evaluation.results import OtherEvaluationError
-
     started = time.perf_counter()
-    try:
-        if arguments.plot is not None:
-            check_plot()
-        run = _prepare(name, arguments, source)
-    except MissingExtraError as error:
-        raise CommandError(str(error)) from error
-    except (ValueError, OtherEvaluationError) as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        raise UsageError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    run = prepare_or_explain(arguments, arguments.plot, partial(_single, arguments))
     interrupted = run.finish()
     summaries = run.summarize()
     report = {
-        "benchmark": name,
+        "benchmark": arguments.benchmark,
         "command": sys.argv[1:],
         "model": str(arguments.model),
         "config": run.config,
@@ -92,15 +79,57 @@ def run_benchmark(name: str, arguments: argparse.Namespace, source: Source) -> i
     }
     if not summaries:
         raise KeyboardInterrupt
-    if arguments.plot is not None:
-        try:
-            draw(summaries, arguments.plot)
-        except OSError as error:
-            raise CommandError(f"--plot: {arguments.plot}: {error.strerror or error}") from error
+    draw_or_explain(summaries, arguments.plot)
     _show(report, as_json=arguments.json)
     if interrupted:
         _say_interrupted(run)
-    return _INTERRUPTED if interrupted else 0
+    return INTERRUPTED if interrupted else 0
+
+
+def _single(arguments: argparse.Namespace, prepared: Prepared) -> EvaluationRun:
+    refine = RefineConfig.from_dict(read_fields(arguments.preset, arguments.overrides))
+    focus = RefineConfig.from_dict(
+        read_fields(arguments.focus_preset, arguments.focus_overrides, flag="--focus-set")
+    )
+    return prepared.evaluation(arguments.arms, refine, focus, arguments.output)
+
+
+def prepare_or_explain(
+    arguments: argparse.Namespace, plot: Path | None, make: Callable[[Prepared], R]
+) -> R:
+    """What `make` makes of a benchmark's model and questions.
+
+    Raises UsageError and CommandError for what cannot be used, before anything is run.
+    """
+    for flag in ("threads", "num_documents", "max_tokens"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    from imprint.adapters.evaluation.extras import MissingExtraError
+    from imprint.adapters.evaluation.plot import check_plot
+    from imprint.adapters.evaluation.results import OtherEvaluationError
+
+    try:
+        if plot is not None:
+            check_plot()
+        return make(_prepare(arguments))
+    except MissingExtraError as error:
+        raise CommandError(str(error)) from error
+    except (ValueError, OtherEvaluationError) as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def draw_or_explain(summaries: Sequence[dict[str, Any]], path: Path | None) -> None:
+    """Draw them, where a plot is asked for. Raises CommandError where it cannot be written."""
+    from imprint.adapters.evaluation.plot import draw
+
+    if path is not None:
+        try:
+            draw(summaries, path)
+        except OSError as error:
+            raise CommandError(f"--plot: {path}: {error.strerror or error}") from error
 
 
 def _show(report: dict[str, Any], *, as_json: bool) -> None:
@@ -113,7 +142,7 @@ def _show(report: dict[str, Any], *, as_json: bool) -> None:
         Console(width=width).print(render(report["cells"]))
 
 
-def _say_interrupted(run: _Run) -> None:
+def _say_interrupted(run: EvaluationRun) -> None:
     wanted = sum(cell.num_cases for cell in run.evaluation.cells)
     done = f"interrupted after {len(run.records)} of {wanted} documents"
     if run.output is None:
@@ -154,7 +183,7 @@ def _describe(cell: Cell) -> str:
     return cell.title if cell.length is None else f"{cell.title} {cell.length}"
 
 
-class _Run:
+class EvaluationRun:
     """An evaluation with what it has done so far."""
 
     def __init__(
@@ -166,7 +195,7 @@ class _Run:
     ) -> None:
         self.evaluation, self.config, self.output = evaluation, config, output
         self.records: list[Record] = list(output.records) if output else []
-        self._metrics = {cell.key: _metric(cell, metrics) for cell in evaluation.cells}
+        self.metrics = {cell.key: _metric(cell, metrics) for cell in evaluation.cells}
 
     def finish(self) -> bool:
         """Run what is left; returns whether it was interrupted."""
@@ -185,16 +214,20 @@ class _Run:
             raise CommandError(f"--output: {error.strerror or error}") from error
         return False
 
+    def records_of(self, cell: Cell) -> list[Record]:
+        """What is done of a cell, in the order of its documents."""
+        records = [record for record in self.records if record.cell_key == cell.key]
+        return sorted(records, key=lambda record: record.index)
+
     def summarize(self) -> list[dict[str, Any]]:
         """A summary of every cell of which there is a record."""
         from imprint.adapters.evaluation.report import summarize
 
         summaries = []
         for cell in self.evaluation.cells:
-            records = [record for record in self.records if record.cell_key == cell.key]
+            records = self.records_of(cell)
             if records:
-                metric = self._metrics[cell.key]
-                records.sort(key=lambda record: record.index)
+                metric = self.metrics[cell.key]
                 summaries.append(summarize(cell, records, metric=metric, seed=self.evaluation.seed))
         return summaries
 
@@ -208,34 +241,65 @@ def _metric(cell: Cell, wanted: Sequence[str]) -> str:
     return found[0]
 
 
-def _prepare(name: str, arguments: argparse.Namespace, source: Source) -> _Run:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A benchmark's model and questions, to be answered in any arms and settings."""
+
+    setup: ArmSetup
+    material: Material
+    config: Mapping[str, Any]
+    """What decides the records, save for how documents are adapted."""
+    seed: int
+    max_tokens: int | None
+    metrics: Sequence[str]
+
+    def evaluation(
+        self,
+        arms: Sequence[str],
+        refine: RefineConfig,
+        focus: RefineConfig,
+        folder: Path | None,
+    ) -> EvaluationRun:
+        """One evaluation, kept in `folder`. Raises `ValueError` and OtherEvaluationError."""
+        from imprint.adapters.evaluation.results import ResultFolder
+        from imprint.adapters.evaluation.runner import Evaluation
+
+        evaluation = Evaluation(
+            replace(self.setup, refine=refine, focus=focus),
+            self.material.cells,
+            arms,
+            seed=self.seed,
+            max_new_tokens=self.max_tokens,
+        )
+        config = {
+            **self.config,
+            "arms": evaluation.arms,
+            "refine": refine.to_dict(),
+            "focus": focus.to_dict(),
+        }
+        # checked before the folder is made
+        run = EvaluationRun(evaluation, config, None, self.metrics)
+        if folder is None:
+            return run
+        return EvaluationRun(evaluation, config, ResultFolder(folder, config), self.metrics)
+
+
+def _prepare(arguments: argparse.Namespace) -> Prepared:
     """Everything loaded and checked."""
     import torch
 
-    from imprint.adapters.evaluation.results import ResultFolder, file_hash
-    from imprint.adapters.evaluation.runner import Evaluation
+    from imprint.adapters.evaluation.results import file_hash
     from imprint.models.checkpoint import weights_hash
     from imprint.models.tokenizer import load_tokenizer
 
     check_device(arguments.device)
     torch.set_num_threads(arguments.threads)
-    refine = RefineConfig.from_dict(read_fields(arguments.preset, arguments.overrides))
-    focus = RefineConfig.from_dict(
-        read_fields(arguments.focus_preset, arguments.focus_overrides, flag="--focus-set")
-    )
     folder = model_folder(arguments.model, arguments.revision).folder
     tokenizer = load_tokenizer(folder, question_template=arguments.question_template)
-    material = source(arguments, tokenizer)
-    setup = _load(arguments, folder, tokenizer, refine, focus)
-    evaluation = Evaluation(
-        setup,
-        material.cells,
-        arguments.arms,
-        seed=arguments.seed,
-        max_new_tokens=arguments.max_tokens,
-    )
+    material = arguments.source(arguments, tokenizer)
+    setup = _load(arguments, folder, tokenizer)
     config = {
-        "benchmark": name,
+        "benchmark": arguments.benchmark,
         "imprint": __version__,
         "weights": weights_hash(setup.model),
         "tokenizer": file_hash(folder / "tokenizer.json"),
@@ -243,27 +307,21 @@ def _prepare(name: str, arguments: argparse.Namespace, source: Source) -> _Run:
         "device": str(setup.model.device),
         **material.config,
         "inputs": dict(material.inputs),
-        "arms": evaluation.arms,
-        "refine": refine.to_dict(),
-        "focus": focus.to_dict(),
         "retrieval": asdict(setup.retrieval),
         "max_tokens": arguments.max_tokens,
         "seed": arguments.seed,
     }
-    # checked before the folder is made
-    run = _Run(evaluation, config, None, arguments.metric)
-    if arguments.output is not None:
-        run = _Run(evaluation, config, ResultFolder(arguments.output, config), arguments.metric)
-    return run
+    return Prepared(
+        setup=setup,
+        material=material,
+        config=config,
+        seed=arguments.seed,
+        max_tokens=arguments.max_tokens,
+        metrics=arguments.metric,
+    )
 
 
-def _load(
-    arguments: argparse.Namespace,
-    folder: Path,
-    tokenizer: Tokenizer,
-    refine: RefineConfig,
-    focus: RefineConfig,
-) -> ArmSetup:
+def _load(arguments: argparse.Namespace, folder: Path, tokenizer: Tokenizer) -> ArmSetup:
     import torch
 
     from imprint.adapters.evaluation.arms import ArmSetup
@@ -278,8 +336,8 @@ def _load(
     return ArmSetup(
         model=load_model(folder, device=arguments.device, dtype=dtype),
         tokenizer=tokenizer,
-        refine=refine,
-        focus=focus,
+        refine=RefineConfig(),
+        focus=RefineConfig.preset("focus"),
         retrieval=retrieval,
         neutral=load_neutral(folder, tokenizer),
     )
