@@ -38,6 +38,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "lambda_rl": (0.0, 1e3),
     "lambda_ntp": (0.0, 1e3),
     "learning_rate": (0.0, 10.0),
+    "trial_steps": (1, 1000),
     "weight_decay": (0.0, 10.0),
     "grad_clip": (1e-6, 1e6),
     "clip_low": (0.0, 1.0),
@@ -58,6 +59,8 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 }
 
 
+MAX_RATES: Final = 8
+"""Learning rates that one study may try."""
 MAX_BRANCH_TOKENS: Final = 65536
 """Bound of what the branches of one step may cost together."""
 
@@ -107,6 +110,11 @@ class RefineConfig:
     """Weight of the next-token loss: over the branches (query_lora), else over the document."""
     learning_rate: float = 2e-3
     """AdamW learning rate of what is trained."""
+    learning_rates: tuple[float, ...] = ()
+    """Rates of which a document's own is chosen: each is tried from the same start, and the best by
+    the probe takes the place of learning_rate. Empty: none is tried."""
+    trial_steps: int = 2
+    """Steps of such a trial."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW decay rates of the two moments."""
     weight_decay: float = 0.0
@@ -165,6 +173,13 @@ class RefineConfig:
                 "positions",
                 f"positions * (cue_tokens + (group_size + 1) * rollout_length) must be at most "
                 f"{MAX_BRANCH_TOKENS}, got {self.positions * self.branch_tokens}",
+            )
+        low, high = _RANGES["learning_rate"]
+        rates = self.learning_rates
+        if len(rates) > MAX_RATES or not all(low <= rate <= high for rate in rates):
+            raise ConfigError(
+                "learning_rates",
+                f"learning_rates must be at most {MAX_RATES} between {low} and {high}, got {rates}",
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", f"betas must lie in [0, 1), got {self.betas}")
@@ -239,6 +254,8 @@ def check_focus(config: RefineConfig) -> None:
         raise ConfigError("scope", f"focus needs scope query_lora, got {config.scope!r}")
     if config.branches != "recall":
         raise ConfigError("branches", f"focus needs branches recall, got {config.branches!r}")
+    if config.learning_rates:
+        raise ConfigError("learning_rates", "focus tries no learning_rates; give learning_rate")
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from imprint.adapters.gate import ProbeResult, Verdict
 from imprint.adapters.policy import StepResult
 from imprint.adapters.progress import Candidate
+from imprint.adapters.trials import Trial, best_rate
 
 
 def step_event(
@@ -45,6 +48,7 @@ def study_result(
     verdict: Verdict,
     base: ProbeResult | None,
     alpha: float | None,
+    trials: Sequence[Trial] = (),
 ) -> dict[str, Any]:
     """How a study ended, as its manifest and its client are told."""
     after = chosen or best
@@ -59,6 +63,9 @@ def study_result(
         "probe_gain_error_nats": verdict.gain_error_nats,
         "neutral_rise_nats": verdict.neutral_rise_nats,
     }
+    if trials:
+        result["learning_rate"] = best_rate(trials)
+        result["trials"] = [asdict(trial) for trial in trials]
     return {name: _plain(value) for name, value in result.items()}
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import torch
@@ -27,6 +27,7 @@ from imprint.adapters.files import FileFolder, ProgressFolder
 from imprint.adapters.gate import ProbeResult
 from imprint.adapters.rollout import BranchStart
 from imprint.adapters.scopes import Trained
+from imprint.adapters.trials import Trial
 from imprint.adapters.verified import read_verified, to_blob
 from imprint.models.state import RecurrentState
 
@@ -76,6 +77,8 @@ class Completed:
     """The event of every step so far."""
     branches: list[dict[str, Any]] = field(default_factory=list)
     """What the steps so far tried, as far as it is kept."""
+    trials: list[Trial] = field(default_factory=list)
+    """The learning rates that were tried before the first step."""
 
 
 class Progress:
@@ -170,6 +173,7 @@ class Progress:
             "usage": completed.usage,
             "events": completed.events,
             "branches": completed.branches,
+            "trials": [asdict(trial) for trial in completed.trials],
         }
         self._write(self._folder.steps, tensors, manifest, identity)
 
@@ -229,6 +233,7 @@ def _read_completed(
         usage=manifest["usage"],
         events=manifest["events"],
         branches=manifest["branches"],
+        trials=[Trial(**trial) for trial in manifest["trials"]],
     )
 
 

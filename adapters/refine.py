@@ -17,8 +17,7 @@ from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.branch_record import record_branches
-from imprint.adapters.branches import query_step
-from imprint.adapters.calls import Calls, ask
+from imprint.adapters.calls import ask
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.continuing import begins, read_on
 from imprint.adapters.delta import make_optimizer
@@ -28,18 +27,18 @@ from imprint.adapters.gate import (
     Verdict,
     judge,
     neutral_call,
-    probe_call,
     probe_places,
 )
 from imprint.adapters.outcome import is_finite, refused, step_event, study_result
-from imprint.adapters.policy import StepResult
 from imprint.adapters.progress import Begun, Candidate, Completed, Progress, restore
 from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
-from imprint.adapters.reading import Reading, read_segments
+from imprint.adapters.rates import try_rates
+from imprint.adapters.reading import Reading
 from imprint.adapters.rollout import BranchStart
 from imprint.adapters.scopes import Trained, View, fresh
 from imprint.adapters.selection import select_positions
-from imprint.adapters.trunk import trunk_step
+from imprint.adapters.studied import Studied
+from imprint.adapters.trials import Trial, best_rate
 from imprint.models.architecture import FastWeightModel
 from imprint.models.state import RecurrentState
 
@@ -72,6 +71,7 @@ class Refiner:
         self._branches: list[dict[str, Any]] = []
         self._best: Candidate | None = None
         self._since_best = 0
+        self._trials: list[Trial] = []
 
     def run(self) -> Quanta:
         """`study`, with each call run alone; yields a quantum for each."""
@@ -105,29 +105,30 @@ class Refiner:
         if len(places_P) == 0 or len(room) == 0:
             self._finish(reading, None, refused("the document is too short to adapt and to judge"))
             return
+        studied = Studied(
+            tokens_T=self.tokens_T,
+            config=self.config,
+            seed=self.seed,
+            reading=reading,
+            entropy_T=entropy_T,
+            places_P=places_P,
+            excluded_T=excluded_T,
+        )
         if begun is None:
-            view = View(model=self.model)
-            base = yield from self._probe(places_P, reading.end.state, view, 0)
+            base = yield from self._probe(studied, View(model=self.model), reading.end.state, 0)
             self._keep_begun(reading, entropy_T, base)
         else:
             base = ProbeResult(begun.base.nll_P.to(self.model.device))
-        failure = yield from self._steps(reading, entropy_T, places_P, excluded_T, base, completed)
+        failure = yield from self._steps(studied, base, completed)
         if failure is not None:
             self._finish(reading, None, failure, base)
             return
-        yield from self._gate(reading, places_P, base)
+        yield from self._gate(studied, base)
 
     @property
     def candidate(self) -> Candidate | None:
         """What the gate judges: what the step with the best probe left, before any blending."""
         return self._best
-
-    @property
-    def _probe_cue(self) -> int:
-        # places that are studied as well are asked with less before them: what counts is the
-        # memory, not the cue
-        cue = self.config.cue_tokens
-        return max(cue // 2, 1) if self.config.selection == "write" else cue
 
     @property
     def _needs_states(self) -> bool:
@@ -169,6 +170,7 @@ class Refiner:
         self._events = list(completed.events)
         self._branches = list(completed.branches)
         self._since_best = completed.since_best
+        self._trials = list(completed.trials)
         steps = self.config.steps
         yield Quantum(
             phase="resume",
@@ -218,6 +220,7 @@ class Refiner:
                 usage=self.usage.to_dict(),
                 events=self._events,
                 branches=self._branches,
+                trials=self._trials,
             )
             own_state = self.config.reads_again
             self._progress.step(completed, self._identity(), own_state=own_state)
@@ -225,23 +228,22 @@ class Refiner:
     # ---- steps and judgement ---------------------------------------------------------------------
 
     def _probe(
-        self, places_P: Tensor, end_state: RecurrentState, view: View, step: int
+        self, studied: Studied, view: View, end_state: RecurrentState, step: int
     ) -> Study[ProbeResult]:
-        args = (view.model, self.tokens_T, places_P, end_state, self.config)
-        call = probe_call(*args, delta=view.ask_delta, cue_tokens=self._probe_cue)
-        return self.usage.run(ask(call), step, self.config.steps)
+        return self.usage.run(studied.probe(view, end_state), step, self.config.steps)
 
     def _steps(
-        self,
-        reading: Reading,
-        entropy_T: Tensor,
-        places_P: Tensor,
-        excluded_T: Tensor,
-        base: ProbeResult,
-        completed: Completed,
+        self, studied: Studied, base: ProbeResult, completed: Completed
     ) -> Study[Verdict | None]:
         """Optimise, keeping what has the best probe. A verdict only if the attempt broke."""
         config, steps = self.config, self.config.steps
+        if config.learning_rates:
+            if completed.step == 0:  # ended before its first step, they are tried again
+                self._trials = yield from try_rates(self.model, studied, self.usage)
+            rate = best_rate(self._trials)
+            if rate is None:
+                return refused("a loss or gradient was not finite")
+            config = config.replace(learning_rate=rate)
         trained = fresh(self.model, config, seed=self.seed)
         optimizer = make_optimizer(trained.parameters(), config)
         step = completed.step
@@ -249,18 +251,16 @@ class Refiner:
             self._best = restore(completed, trained, optimizer)
         while step < steps and self._since_best < config.patience:
             optimizer.zero_grad()
-            result = yield from self.usage.run(
-                self._step_work(reading, entropy_T, excluded_T, trained, step), step, steps
-            )
+            result = yield from self.usage.run(studied.step(trained, step), step, steps)
             if config.reads_again and step > 0 and result.end is not None:
                 # the trunk's reading was done with what there was before this update
-                yield from self._consider(step, trained, result.end.state, places_P)
+                yield from self._consider(studied, step, trained, result.end.state)
             norm = trained.clip_grads(config.grad_clip)
             if not (math.isfinite(norm) and is_finite(result)):
                 return refused("a loss or gradient was not finite")
             optimizer.step()
             if not config.reads_again:
-                yield from self._consider(step + 1, trained, reading.end.state, places_P)
+                yield from self._consider(studied, step + 1, trained, studied.reading.end.state)
             event = step_event(step + 1, steps, result, norm, base, self._best)
             step += 1
             self._events.append(event)
@@ -271,87 +271,31 @@ class Refiner:
                 phase="step", num_tokens=0, step=step, steps=steps, event=event, branches=tried
             )
         if config.reads_again and self._since_best < config.patience:
-            end = yield from self._read_again(trained)
-            yield from self._consider(steps, trained, end, places_P)
+            end = yield from self.usage.run(studied.end_state(trained), steps, steps)
+            yield from self._consider(studied, steps, trained, end)
         return None
 
-    def _step_work(
-        self,
-        reading: Reading,
-        entropy_T: Tensor,
-        excluded_T: Tensor,
-        trained: Trained,
-        step: int,
-    ) -> Calls[StepResult]:
-        view = trained.view
-        if self.config.reads_again:
-            return trunk_step(
-                view.model,
-                self.tokens_T,
-                self.config,
-                delta=view.read_delta,
-                seed=self.seed,
-                step=step,
-                excluded_T=excluded_T,
-                start=view.start,
-            )
-        assert view.ask_delta is not None
-        positions_N = select_positions(
-            entropy_T,
-            self.config,
-            seed=self.seed,
-            step=step,
-            excluded_T=excluded_T,
-            write_T=reading.write_T,
-        )
-        return query_step(
-            self.model,
-            self.tokens_T,
-            positions_N.unsqueeze(0),
-            self.config,
-            delta=view.ask_delta,
-            end_state=reading.end.state,
-            seeds=[self.seed],
-            step=step,
-            reading=reading if self.config.branches != "recall" else None,
-        )
-
-    def _read_again(self, trained: Trained) -> Study[RecurrentState]:
-        view = trained.view
-        work = read_segments(
-            view.model,
-            self.tokens_T,
-            segment_tokens=self.config.segment_tokens,
-            delta=view.read_delta,
-            entropy=False,
-            keep_states=False,
-            state=view.start,
-        )
-        reading = yield from self.usage.run(work, self.config.steps, self.config.steps)
-        return reading.end.state
-
     def _consider(
-        self, step: int, trained: Trained, end_state: RecurrentState, places_P: Tensor
+        self, studied: Studied, step: int, trained: Trained, end_state: RecurrentState
     ) -> Study[None]:
-        probe = yield from self._probe(places_P, end_state, trained.view, step)
+        probe = yield from self._probe(studied, trained.view, end_state, step)
         if self._best is None or probe.mean < self._best.probe.mean:
             self._best = Candidate(step, trained.copy(), end_state.detach(), probe)
             self._since_best = 0
         else:
             self._since_best += 1
 
-    def _gate(self, reading: Reading, places_P: Tensor, base: ProbeResult) -> Study[None]:
+    def _gate(self, studied: Studied, base: ProbeResult) -> Study[None]:
         """Judge the best candidate, whole and blended; the first that passes is kept."""
-        best = self._best
+        best, reading, steps = self._best, studied.reading, self.config.steps
         assert best is not None
         neutral_before = yield from self._neutral_loss(View(model=self.model))
         verdict = None
         for alpha in self.config.blend_factors:
             trained, end_state, probe = best.trained.scaled(alpha), best.end_state, best.probe
             if alpha != 1.0:
-                if self.config.reads_again:
-                    end_state = yield from self._read_again(trained)
-                probe = yield from self._probe(places_P, end_state, trained.view, best.step)
+                end_state = yield from self.usage.run(studied.end_state(trained), steps, steps)
+                probe = yield from self._probe(studied, trained.view, end_state, best.step)
             neutral_after = yield from self._neutral_loss(trained.view)
             rise = None
             if neutral_before is not None and neutral_after is not None:
@@ -380,7 +324,7 @@ class Refiner:
         alpha: float | None = None,
     ) -> None:
         assert reading.entropy_T is not None
-        result = study_result(chosen, self._best, verdict, base, alpha)
+        result = study_result(chosen, self._best, verdict, base, alpha, self._trials)
         self.chosen = chosen
         self.adapter = Adapter(
             tokens_T=self.tokens_T,

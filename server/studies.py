@@ -126,7 +126,9 @@ def estimate_work_tokens(num_tokens: int, config: RefineConfig | None) -> int:
     if config is None:
         return num_tokens
     readings = 2 if config.reads_again else 1
-    return readings * num_tokens + config.steps * step_tokens(num_tokens, config)
+    num_steps = config.steps + len(config.learning_rates) * config.trial_steps
+    readings += (readings - 1) * len(config.learning_rates)
+    return readings * num_tokens + num_steps * step_tokens(num_tokens, config)
 
 
 def typical_bytes(model: FastWeightModel, segment_tokens: int) -> int:

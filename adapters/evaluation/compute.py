@@ -42,6 +42,8 @@ def next_token_config(
     )
     probe = num_places * (plain.cue_tokens + plain.rollout_length)
     last_reading = num_tokens if plain.reads_again else 0
-    left = budget - num_tokens - probe - last_reading - 2 * num_neutral
-    steps = round(left / (next_token_step(plain, num_tokens) + probe))
+    step = next_token_step(plain, num_tokens)
+    trials = len(plain.learning_rates) * (plain.trial_steps * step + last_reading + probe)
+    left = budget - num_tokens - probe - last_reading - trials - 2 * num_neutral
+    steps = round(left / (step + probe))
     return plain.replace(steps=min(max(steps, 1), _MAX_STEPS))

@@ -29,7 +29,7 @@ _METHOD: Final[dict[str, Any]] = {
 _REWARDS: Final[dict[Phase, str]] = {"mid": "cosine", "post": "hybrid"}
 _UNUSED: Final = frozenset(
     {"steps", "scope", "lora_rank", "lora_targets", "learning_rate", "betas", "weight_decay"}
-    | {"grad_clip", "patience", "blend_factors"}
+    | {"grad_clip", "patience", "blend_factors", "learning_rates", "trial_steps"}
 )
 """Fields of RefineConfig that say how a server adapts; a run has its own."""
 

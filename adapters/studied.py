@@ -1,0 +1,98 @@
+"""A document as it was read, and what a study's steps and probes ask the model about it.
+
+Limit: gives calls; optimizes nothing, counts nothing, and does not know how far the study is.
+"""
+
+# T = tokens of the document, P = places of the probe
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from imprint.adapters.branches import query_step
+from imprint.adapters.calls import Calls, ask
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.gate import ProbeResult, probe_call
+from imprint.adapters.policy import StepResult
+from imprint.adapters.reading import Reading, read_segments
+from imprint.adapters.scopes import Trained, View
+from imprint.adapters.selection import select_positions
+from imprint.adapters.trunk import trunk_step
+from imprint.models.state import RecurrentState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Studied:
+    """One document, the settings of its study, and the places that are held out of it."""
+
+    tokens_T: Tensor
+    config: RefineConfig
+    seed: int
+    reading: Reading
+    """With the base weights."""
+    entropy_T: Tensor
+    places_P: Tensor
+    excluded_T: Tensor
+
+    def step(self, trained: Trained, step: int) -> Calls[StepResult]:
+        """Add the gradient of a step to what is trained; the same one whenever it is asked for."""
+        view = trained.view
+        if self.config.reads_again:
+            return trunk_step(
+                view.model,
+                self.tokens_T,
+                self.config,
+                delta=view.read_delta,
+                seed=self.seed,
+                step=step,
+                excluded_T=self.excluded_T,
+                start=view.start,
+            )
+        assert view.ask_delta is not None
+        positions_N = select_positions(
+            self.entropy_T,
+            self.config,
+            seed=self.seed,
+            step=step,
+            excluded_T=self.excluded_T,
+            write_T=self.reading.write_T,
+        )
+        return query_step(
+            view.model,
+            self.tokens_T,
+            positions_N.unsqueeze(0),
+            self.config,
+            delta=view.ask_delta,
+            end_state=self.reading.end.state,
+            seeds=[self.seed],
+            step=step,
+            reading=self.reading if self.config.branches != "recall" else None,
+        )
+
+    def end_state(self, trained: Trained) -> Calls[RecurrentState]:
+        """The state at the document's end, which is read again where that changes it."""
+        if not self.config.reads_again:
+            return self.reading.end.state
+        view = trained.view
+        reading = yield from read_segments(
+            view.model,
+            self.tokens_T,
+            segment_tokens=self.config.segment_tokens,
+            delta=view.read_delta,
+            entropy=False,
+            keep_states=False,
+            state=view.start,
+        )
+        return reading.end.state
+
+    def probe(self, view: View, end_state: RecurrentState) -> Calls[ProbeResult]:
+        """What recalling the held-out places costs."""
+        cue = self.config.cue_tokens
+        if self.config.selection == "write":
+            # places that are studied as well are asked with less before them: what counts is the
+            # memory, not the cue
+            cue = max(cue // 2, 1)
+        args = (view.model, self.tokens_T, self.places_P, end_state, self.config)
+        return ask(probe_call(*args, delta=view.ask_delta, cue_tokens=cue))
