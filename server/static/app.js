@@ -71,7 +71,11 @@ async function health() {
   try {
     const { model, status } = await getJson("/health");
     const words = { ready: "ready", draining: "shutting down", not_ready: "starting" };
-    byId("server").textContent = `${model}: ${words[status] ?? status}`;
+    const state = `\u00a0${words[status] ?? status}`;
+    if (byId("server").textContent !== `${model}:${state}`) { // said again, it would be read out again
+      // on a narrow screen the name is cut, and not the state
+      byId("server").replaceChildren(el("span", { class: "server-name" }, `${model}:`), el("span", {}, state));
+    }
     byId("server").className = `server ${status}`;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;

@@ -180,8 +180,8 @@ export class Study {
       this.stepInput, this.stepLabel);
     this.textBody.remove();
     this.textPart.append(
-      el("p", { class: "note" }, `On average ${words.number(profile.entropy_mean)} nats of uncertainty a token. ` +
-        "The marks are the positions that a step practised at."),
+      el("p", { class: "note" }, `On average ${words.number(profile.entropy_mean)} nats of uncertainty a token.`,
+        this.adaptation.method.type !== "read" && " The marks are the positions that a step practised at."),
       legend(profile), this.#heatmap.strip, this.stepRow,
       el("div", { class: "text-pair" }, el("div", {}, this.#heatmap.box, this.#heatmap.readout),
         this.#branches.element),
