@@ -54,13 +54,16 @@ class Refiner:
         *,
         seed: int = 0,
         neutral: Sequence[int] | None = None,
+        neutral_base: float | None = None,
         progress: Progress | None = None,
         base: Adapter | None = None,
     ) -> None:
+        """`neutral_base`: the base weights' loss on `neutral`; read where it is not given."""
         self.model, self.config, self.seed = model, config, seed
         self.tokens_T = document_tokens(model, tokens)
         self._base = base if begins(base, self.tokens_T) else None
         self.neutral = list(neutral) if neutral and len(neutral) > 1 else None
+        self._neutral_base = neutral_base
         self.usage = Usage()
         self.adapter: Adapter | None = None
         self.chosen: Candidate | None = None
@@ -289,7 +292,9 @@ class Refiner:
         """Judge the best candidate, whole and blended; the first that passes is kept."""
         best, reading, steps = self._best, studied.reading, self.config.steps
         assert best is not None
-        neutral_before = yield from self._neutral_loss(View(model=self.model))
+        neutral_before = self._neutral_base
+        if neutral_before is None:
+            neutral_before = yield from self._neutral_loss(View(model=self.model))
         verdict = None
         for alpha in self.config.blend_factors:
             trained, end_state, probe = best.trained.scaled(alpha), best.end_state, best.probe

@@ -113,6 +113,7 @@ class AdaptationRuns:
                 config,
                 segment_tokens,
                 neutral=around.neutral,
+                neutral_base=around.neutral_base,
                 progress=progress,
                 base=partial(self._base, message),
             )

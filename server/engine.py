@@ -18,6 +18,7 @@ from typing import Any
 from imprint.adapters.batches import batches_for
 from imprint.adapters.calls import Work
 from imprint.adapters.files import ProgressFolder
+from imprint.adapters.gate import neutral_loss
 from imprint.adapters.store import AdapterStore
 from imprint.models import FastWeightModel, Tokenizer
 from imprint.server.adaptation_runs import AdaptationRuns
@@ -110,6 +111,7 @@ class Engine:
             model_hash=model_hash,
             tokenizer=tokenizer,
             neutral=neutral,
+            neutral_base=neutral_loss(model, neutral, None) if neutral else None,
             segment_tokens=config.segment_tokens,
             max_tokens=config.max_tokens,
             scheduler=self.scheduler,

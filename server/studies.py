@@ -71,6 +71,7 @@ def begin_study(
     segment_tokens: int,
     *,
     neutral: list[int] | None,
+    neutral_base: float | None,
     progress: Progress,
     base: Callable[[], Adapter | None] = lambda: None,
 ) -> Study:
@@ -89,6 +90,7 @@ def begin_study(
             config,
             seed=adapt.seed,
             neutral=neutral,
+            neutral_base=neutral_base,
             progress=progress,
             base=base(),
         )

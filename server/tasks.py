@@ -41,6 +41,8 @@ class Surroundings:
     tokenizer: Tokenizer
     neutral: list[int] | None
     """Tokens of the neutral text that the gate watches."""
+    neutral_base: float | None
+    """Its loss in nats under the base weights, which never change."""
     segment_tokens: int
     max_tokens: int
     scheduler: Scheduler

@@ -13,7 +13,7 @@ from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import BRANCHES, REWARDS, SCOPES, RefineConfig
 from imprint.adapters.document import DocumentReader, tokens_sha256
 from imprint.adapters.errors import AdaptationError
-from imprint.adapters.gate import probe_places, recall_probe
+from imprint.adapters.gate import neutral_loss, probe_places, recall_probe
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quantum
 from imprint.adapters.refine import Refiner
@@ -197,6 +197,18 @@ def test_rise_on_neutral_text_is_refused_or_blended_away(
         _, end = tiny_model(torch.tensor([document]), delta=blended.delta)
     for got, right in zip(blended.state.tensors(), end.tensors(), strict=True):
         torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4)
+
+
+def test_a_loss_on_neutral_text_that_is_known_is_not_read_again(
+    tiny_model: DeltaNet, document: list[int], small: RefineConfig
+) -> None:
+    read, _ = refined(tiny_model, document, small, neutral=NEUTRAL)
+    base = neutral_loss(tiny_model, NEUTRAL, None)
+    known, _ = refined(tiny_model, document, small, neutral=NEUTRAL, neutral_base=base)
+    assert tensors_equal(known, read)
+    assert known.manifest["result"] == read.manifest["result"]
+    saved = read.manifest["usage"]["tokens_forward"] - known.manifest["usage"]["tokens_forward"]
+    assert saved == len(NEUTRAL)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
