@@ -25,6 +25,7 @@ from imprint.adapters import faults
 from imprint.adapters.files import StoreGoneError
 from imprint.adapters.gate import load_neutral
 from imprint.models import ModelError, load_model, load_tokenizer, weights_hash
+from imprint.models.host_memory import give_freed_memory_back, keep_freed_memory
 from imprint.models.kernels import uses_triton
 from imprint.models.pool_decoder import warm_up
 from imprint.server.engine import Engine
@@ -39,6 +40,8 @@ T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
 EXIT_LINGER_MS = 2000
+IDLE_S = 5.0
+"""Without work for so long, a worker gives the memory back that it has freed."""
 EXIT_STORE_GONE = 74  # EX_IOERR of sysexits.h
 EXIT_UNUSABLE_MODEL = 78  # EX_CONFIG of sysexits.h
 
@@ -53,6 +56,7 @@ class Worker:
         self._num_signals = 0
         self._drain_deadline: float | None = None
         self._next_heartbeat = 0.0
+        self._rest_at: float | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, start.identity.encode())
@@ -75,6 +79,7 @@ class Worker:
             if self._drained():
                 break
             busy = self._guarded(self._engine.step)
+            self._rest(busy)
         self._engine.flush_observations()
         self._socket.close()
         self._context.term()
@@ -104,6 +109,16 @@ class Worker:
             self._next_heartbeat = now + self._config.heartbeat_interval_s
             self._engine.flush_observations()
             self._send(Heartbeat(time=time.time(), stats=self._engine.stats()))
+
+    def _rest(self, busy: bool) -> None:
+        """Give memory back once the engine has had no work for a while; it is asked once a
+        heartbeat then."""
+        now = time.monotonic()
+        if busy:
+            self._rest_at = now + IDLE_S
+        elif self._rest_at is not None and now >= self._rest_at:
+            self._rest_at = None
+            give_freed_memory_back()
 
     def _drained(self) -> bool:
         if not self._engine.draining:
@@ -187,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent(start.parent_pid)
     configure_logging(start.log_level, start.log_format, start.identity)
     torch.set_num_threads(start.worker.threads)
+    keep_freed_memory()
     try:
         check_place(start.worker)
         worker = Worker(start)

@@ -328,7 +328,9 @@ def _load(arguments: argparse.Namespace, folder: Path, tokenizer: Tokenizer) -> 
     from imprint.adapters.evaluation.retrieval import RetrievalConfig
     from imprint.adapters.gate import load_neutral
     from imprint.models.checkpoint import load_model
+    from imprint.models.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     retrieval = RetrievalConfig(
         passage_tokens=arguments.passage_tokens, num_passages=arguments.passages
     )
