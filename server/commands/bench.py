@@ -1,4 +1,4 @@
-"""`imprint bench`: what kernels, a step and an answer cost on this machine."""
+"""`imprint bench`: what kernels, a step, an answer and many documents cost on this machine."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def add_parser(commands: Commands) -> None:
     add("--num-questions", type=int, default=50, metavar="N", help="questions, idle and under load")
     add("--document-tokens", type=int, default=1024, metavar="N", help="length of the document")
     add("--background-tokens", type=int, default=16384, metavar="N", help="length of the other one")
+    _add_adapt(benchmarks)
     bench_serve.add_parser(benchmarks)
 
 
@@ -93,6 +94,28 @@ def _add_kernels(benchmarks: Commands) -> None:
         help="sequences that decode together; default: 1,32 on a CPU, 1,16,64,256 on a GPU",
     )
     add("--repeats", type=int, default=7, metavar="N", help="timed calls of each")
+
+
+def _add_adapt(benchmarks: Commands) -> None:
+    adapt = add_command(
+        benchmarks,
+        "adapt",
+        "several documents adapted at a time, against one after another",
+        "imprint bench adapt --json\nimprint bench adapt --quick --documents 4",
+        run=run_adapt,
+        description=(
+            "Adapt documents at a time and one after another, alternately, with the engine of a "
+            "worker, and compare time and adapters. Other settings of the server are taken from "
+            "their variables."
+        ),
+    )
+    _add_common(adapt)
+    add = adapt.add_argument
+    add("--documents", type=int, default=8, metavar="N", help="documents that are adapted")
+    add("--tokens", type=int, metavar="N", help="length of each; default: 4096, or 1024 if quick")
+    add("--preset", choices=("default", "fast", "paper"), default="default", help="of the method")
+    add("--rounds", type=int, metavar="N", help="timed pairs; default: 5, or 2 if quick")
+    add("--quick", action="store_true", help="fewer rounds and shorter documents")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +175,28 @@ def run_kernels(arguments: argparse.Namespace) -> int:
         repeats=arguments.repeats,
     )
     _write(run_kernel_benchmark(config, _say), as_json=arguments.json)
+    return 0
+
+
+def run_adapt(arguments: argparse.Namespace) -> int:
+    """Run `imprint.server.adaptation_benchmark`; exit code 0 whether the target is met or not."""
+    for name, quick, full in (("tokens", 1024, 4096), ("rounds", 2, 5)):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, quick if arguments.quick else full)
+    _check(arguments, "threads", "documents", "tokens", "rounds")
+    from imprint.models.host_memory import keep_freed_memory
+    from imprint.server.adaptation_benchmark import AdaptationBenchmark, run_adaptation_benchmark
+
+    keep_freed_memory()  # as a worker does
+    config = AdaptationBenchmark(
+        model=model_folder(arguments.model, arguments.revision).folder,
+        num_documents=arguments.documents,
+        num_tokens=arguments.tokens,
+        preset=arguments.preset,
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+    )
+    _write(run_adaptation_benchmark(config, _say), as_json=arguments.json)
     return 0
 
 

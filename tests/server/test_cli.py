@@ -253,6 +253,20 @@ def test_bench_answer_prints_json(tiny_checkpoint, capsys):
     assert {"idle", "adapting", "longest_quantum_s"} < set(numbers)
 
 
+def test_bench_adapt_compares_the_two_ways(tiny_checkpoint, capsys):
+    code = main(
+        f"bench adapt --model {tiny_checkpoint} --documents 2 --tokens 120 --preset fast "
+        "--rounds 1 --json".split()
+    )
+    assert code == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["same_bits"]
+    assert numbers["together_over_alone"] > 0
+    assert numbers["alone"]["documents_per_quantum"] == 1
+    assert numbers["alone"]["quanta"] > numbers["together"]["quanta"]
+    assert {"read", "rollout", "backward", "probe"} < set(numbers["together"]["phase_s"])
+
+
 def test_bench_kernels_prints_json(tiny_checkpoint, capsys):
     code = main(
         f"bench kernels --model {tiny_checkpoint} --num-tokens 48 --segment-tokens 32 --heads 1 "
