@@ -22,8 +22,8 @@ FORMAT: Final = "imprint-adapter-1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """T = document tokens. `delta` and `start` are None where nothing was studied or the gate
-    refused; else one of them is set, as the scope of the study says."""
+    """T = document tokens. `delta`, `start` and `weights` are None where nothing was studied or the
+    gate refused; else one of them is set, as the scope of the study says."""
 
     tokens_T: Tensor
     """Token ids of the document, int64."""
@@ -36,18 +36,21 @@ class Adapter:
     """One delta, already blended."""
     start: RecurrentState | None = None
     """The state that the document was read from, batch 1, in scope `state`: answers need it not."""
+    weights: dict[str, Tensor] | None = None
+    """Every weight by its parameter's name, in scope `full`."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """Model hash, config, seed, outcome and measurements: plain JSON values."""
 
     @property
     def adapted(self) -> bool:
         """Whether answers come from what a study has changed."""
-        return self.delta is not None or self.start is not None
+        return any(part is not None for part in (self.delta, self.start, self.weights))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         trained = sum(part.nbytes for part in (self.delta, self.start) if part is not None)
+        trained += sum(weight.nbytes for weight in (self.weights or {}).values())
         return self.state.nbytes + trained + self.tokens_T.nbytes + self.entropy_T.nbytes
 
     def to(self, device: torch.device | str) -> Self:
@@ -79,6 +82,7 @@ class Adapter:
             **self.state.to_tensors(),
             **(self.delta.to_tensors() if self.delta else {}),
             **(self.start.to_tensors("start.") if self.start else {}),
+            **{f"weights.{name}": weight for name, weight in (self.weights or {}).items()},
         }
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
@@ -87,12 +91,19 @@ class Adapter:
         """The inverse of `to_tensors`."""
         has_delta = any(name.startswith("delta.") for name in tensors)
         start = RecurrentState.from_tensors(tensors, "start.")
+        prefix = "weights."
+        weights = {
+            name[len(prefix) :]: tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
         return cls(
             tokens_T=tensors["document.tokens"].long(),
             entropy_T=tensors["document.entropy"],
             state=RecurrentState.from_tensors(tensors),
             delta=LoraDelta.from_tensors(tensors) if has_delta else None,
             start=start if start.layers else None,
+            weights=weights or None,
             manifest=manifest,
         )
 

@@ -16,7 +16,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from imprint.adapters.calls import Call, Work, delta_key, stacked_deltas, stacked_states
+from imprint.adapters.calls import (
+    Call,
+    Work,
+    delta_key,
+    model_key,
+    stacked_deltas,
+    stacked_states,
+)
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.loss import policy_losses
 from imprint.adapters.rollout import Cues, Rollouts, roll_out, sequence_hidden
@@ -39,7 +46,8 @@ class Branches:
         """What must agree for branches to run together; None where cues differ in length."""
         if self.cues.lengths_N is not None:
             return None
-        return (*self.cues.tokens_NM.shape, self.state.batch_size, delta_key(self.delta))
+        shape = (*self.cues.tokens_NM.shape, self.state.batch_size)
+        return (model_key(self.model), *shape, delta_key(self.delta))
 
 
 def _stacked(all_branches: Sequence[Branches]) -> Branches:

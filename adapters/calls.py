@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from imprint.models import LoraDelta, RecurrentState
+from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 R = TypeVar("R")
 
@@ -117,6 +117,11 @@ def stacked_deltas(deltas: Sequence[LoraDelta | None]) -> LoraDelta | None:
     if not kept:
         return None
     return kept[0] if len(kept) == 1 else LoraDelta.stack(kept)
+
+
+def model_key(model: FastWeightModel) -> Hashable:
+    """What must agree for calls to share a batch: a study may have weights of its own."""
+    return id(model)
 
 
 def delta_key(delta: LoraDelta | None) -> Hashable:

@@ -15,7 +15,7 @@ SELECTIONS: Final = ("entropy", "uniform", "argmax", "argmin", "write")
 BRANCHES: Final = ("continue", "recall", "mixed")
 REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact", "ngram", "edit")
 ADVANTAGES: Final = ("grpo", "rloo", "dr_grpo")
-SCOPES: Final = ("lora", "query_lora", "state")
+SCOPES: Final = ("lora", "query_lora", "state", "full")
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "selection": SELECTIONS,
@@ -59,6 +59,10 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 }
 
 
+NOT_SERVED: Final = (
+    "scope full trains every weight in a copy of the model, which no server keeps for a document: "
+    "it is for imprint eval; take lora, query_lora or state"
+)
 MAX_RATES: Final = 8
 """Learning rates that one study may try."""
 MAX_BRANCH_TOKENS: Final = 65536
@@ -129,7 +133,8 @@ class RefineConfig:
     """PPO: bound of the loss where the advantage is negative."""
     scope: str = "query_lora"
     """What is trained. lora: a delta that reads and answers. query_lora: a delta that sees branches
-    and questions only. state: the recurrent state that the document is read from."""
+    and questions only. state: the recurrent state that the document is read from. full: every
+    weight, of a copy of the model; no server does that."""
     lora_rank: int = 8
     """Rank of the delta."""
     lora_targets: tuple[str, ...] = ("q_proj", "o_proj")

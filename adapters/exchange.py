@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import NOT_SERVED, ConfigError, RefineConfig
 
 FORMAT: Final = "imprint-adapter-1"
 """`adapter.FORMAT`; a test holds the two together."""
@@ -162,10 +162,10 @@ def _check_manifest(manifest: dict[str, Any], tokens: array[int], *, is_trained:
         raise _invalid("method")
     if outcome not in ("succeeded", "rejected"):
         raise _invalid("outcome")
-    if is_trained is not (kind == "refine" and outcome == "succeeded"):
-        raise _invalid("outcome")
     if kind == "refine":
         _check_study(manifest)
+    if is_trained is not (kind == "refine" and outcome == "succeeded"):
+        raise _invalid("outcome")
 
 
 def _check_study(manifest: dict[str, Any]) -> None:
@@ -175,7 +175,8 @@ def _check_study(manifest: dict[str, Any]) -> None:
     if not isinstance(config, dict):
         raise _invalid("config")
     try:
-        RefineConfig.from_dict(config)
+        if RefineConfig.from_dict(config).scope == "full":
+            raise ConfigError("scope", NOT_SERVED)
     except ConfigError as error:
         raise ForeignAdapterError(
             "adapter_manifest_invalid", f"the manifest's config: {str(error)[:200]}"

@@ -16,7 +16,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from imprint.adapters.calls import Call, Work, delta_key, stacked_deltas, stacked_states
+from imprint.adapters.calls import (
+    Call,
+    Work,
+    delta_key,
+    model_key,
+    stacked_deltas,
+    stacked_states,
+)
 from imprint.adapters.config import MAX_BRANCH_TOKENS, RefineConfig
 from imprint.adapters.rollout import Cues, continuations
 from imprint.adapters.selection import select_positions
@@ -124,7 +131,13 @@ class Probe(Call[ProbeResult]):
         if self.rows.lengths_N is not None:
             return None
         shapes = (self.rows.tokens_NM.shape, self.asked_PK.shape)
-        return ("probe", shapes, self.state.batch_size, delta_key(self.delta))
+        return (
+            "probe",
+            model_key(self.model),
+            shapes,
+            self.state.batch_size,
+            delta_key(self.delta),
+        )
 
     @torch.no_grad()
     def together(self, calls: Sequence[Self]) -> list[ProbeResult]:
@@ -201,7 +214,7 @@ class NeutralLoss(Call[float]):
 
     @property
     def key(self) -> Hashable:
-        delta = delta_key(self.delta)
+        delta = (model_key(self.model), delta_key(self.delta))
         return ("neutral", self.tokens_1T.numel(), delta, self.start is None)
 
     @torch.no_grad()

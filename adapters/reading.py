@@ -23,6 +23,7 @@ from imprint.adapters.calls import (
     Work,
     ask,
     delta_key,
+    model_key,
     stacked_deltas,
     stacked_states,
 )
@@ -86,7 +87,7 @@ class ReadSegment(Call[SegmentRead]):
     @property
     def key(self) -> Hashable:
         what = (self.entropy, self.writes)
-        return ("read", self.tokens_C.numel(), what, delta_key(self.delta))
+        return ("read", model_key(self.model), self.tokens_C.numel(), what, delta_key(self.delta))
 
     @torch.no_grad()
     def together(self, calls: Sequence[Self]) -> list[SegmentRead]:

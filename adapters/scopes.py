@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -180,6 +181,58 @@ class TrainedStart(Trained):
         return {"start": start}
 
 
+class TrainedWeights(Trained):
+    """Scope `full`: every weight, in a copy of the model. The model itself is never written."""
+
+    def __init__(self, base: FastWeightModel, model: FastWeightModel) -> None:
+        """`model`: the copy."""
+        self.base, self.model = base, model
+
+    @classmethod
+    def fresh(cls, base: FastWeightModel) -> Self:
+        """The weights as they are. Raises AdaptationError for types that lose small steps."""
+        if base.dtype not in (torch.float32, torch.float64):
+            raise AdaptationError(
+                "invalid_method", f"scope full needs a model in float32, this one is {base.dtype}"
+            )
+        return cls(base, deepcopy(base))
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.model.parameters())
+
+    @property
+    def view(self) -> View:
+        return View(model=self.model)
+
+    def copy(self) -> Self:
+        return type(self)(self.base, deepcopy(self.model).requires_grad_(False))
+
+    @torch.no_grad()
+    def scaled(self, factor: float) -> Self:
+        copied = self.copy()
+        if factor != 1.0:
+            for weight, base in zip(copied.parameters(), self.base.parameters(), strict=True):
+                weight.copy_(base + factor * (weight - base))
+        return copied
+
+    def clip_grads(self, max_norm: float) -> float:
+        return clip_grads(self.parameters(), max_norm)
+
+    def to_tensors(self, prefix: str) -> dict[str, Tensor]:
+        named = self.model.named_parameters()
+        return {f"{prefix}{name}": weight.detach() for name, weight in named}
+
+    @torch.no_grad()
+    def from_tensors(self, tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        copied = self.copy()
+        for name, weight in copied.model.named_parameters():
+            weight.copy_(tensors[f"{prefix}{name}"])
+        return copied
+
+    def adapter_fields(self) -> dict[str, Any]:
+        return {"weights": self.to_tensors("")}
+
+
 def fresh(model: FastWeightModel, config: RefineConfig, *, seed: int) -> Trained:
     """What a study of this scope begins with, its gradients switched on.
 
@@ -188,6 +241,8 @@ def fresh(model: FastWeightModel, config: RefineConfig, *, seed: int) -> Trained
     trained: Trained
     if config.scope == "state":
         trained = TrainedStart.fresh(model)
+    elif config.scope == "full":
+        trained = TrainedWeights.fresh(model)
     else:
         delta = init_delta(model, config, seed=seed)
         trained = TrainedDelta(model, delta, reads=config.reads_again)

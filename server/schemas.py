@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import NOT_SERVED, ConfigError, RefineConfig
 from imprint.server.errors import InvalidRequestError, clip
 
 MAX_SEED = 2**63 - 1
@@ -181,7 +181,10 @@ def parse_focus(focus: bool | dict[str, Any]) -> dict[str, Any] | None:
 
 def _refine_config(values: dict[str, Any], where: str) -> dict[str, Any]:
     try:
-        return RefineConfig.from_dict(values).to_dict()
+        config = RefineConfig.from_dict(values)
+        if config.scope == "full":
+            raise ConfigError("scope", NOT_SERVED)
+        return config.to_dict()
     except ConfigError as error:
         raise _invalid(f"{where}.{clip(error.field)}", f"{where}: {clip(str(error))}") from None
 

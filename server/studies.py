@@ -9,7 +9,7 @@ from typing import Any
 
 from imprint.adapters import quantum
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import NOT_SERVED, ConfigError, RefineConfig
 from imprint.adapters.document import DocumentReader
 from imprint.adapters.focus import Focus
 from imprint.adapters.imported import read_import
@@ -61,6 +61,8 @@ def _config(fields: Mapping[str, Any], segment_tokens: int) -> RefineConfig:
         config = RefineConfig.from_dict(fields)
     except ConfigError as error:
         raise MethodError(str(error)) from error
+    if config.scope == "full":
+        raise MethodError(NOT_SERVED)
     return config.replace(segment_tokens=min(config.segment_tokens, segment_tokens))
 
 

@@ -51,10 +51,11 @@ class GreedyAnswerer:
         state: RecurrentState,
         *,
         delta: LoraDelta | None = None,
+        model: FastWeightModel | None = None,
     ) -> Answers:
         """Answer every prompt from `state`, which has one row for all or a row a prompt.
 
-        So has `delta`. A prompt holds one token or more.
+        So has `delta`. A prompt holds one token or more. `model`: one with other weights.
         """
         texts: list[str] = []
         token_passes = 0
@@ -64,7 +65,7 @@ class GreedyAnswerer:
             own = delta if delta is None or delta.num == 1 else delta.slice(first, last)
             shared = state.batch_size == 1
             rows = state.fork(len(part)) if shared else state.slice(first, last)
-            for tokens in self._answer(part, rows, own):
+            for tokens in self._answer(model or self.model, part, rows, own):
                 texts.append(self.tokenizer.decode(tokens))
                 token_passes += len(tokens)
         return Answers(
@@ -72,10 +73,14 @@ class GreedyAnswerer:
         )
 
     def _answer(
-        self, prompts: Sequence[Sequence[int]], state: RecurrentState, delta: LoraDelta | None
+        self,
+        model: FastWeightModel,
+        prompts: Sequence[Sequence[int]],
+        state: RecurrentState,
+        delta: LoraDelta | None,
     ) -> list[list[int]]:
-        tokens_BT, lengths_B = padded(prompts, self.model.device)
-        logits_BV, state = prefill(self.model, tokens_BT, state, delta=delta, lengths_B=lengths_B)
+        tokens_BT, lengths_B = padded(prompts, model.device)
+        logits_BV, state = prefill(model, tokens_BT, state, delta=delta, lengths_B=lengths_B)
         answers: list[list[int]] = [[] for _ in prompts]
         done = [False] * len(prompts)
         for _ in range(self.max_new_tokens):
@@ -87,7 +92,7 @@ class GreedyAnswerer:
                         answers[row].append(token)
             if all(done):
                 break
-            logits_BV, state = decode(self.model, tokens_B, state, delta=delta)
+            logits_BV, state = decode(model, tokens_B, state, delta=delta)
         return answers
 
     def _is_end(self, token: int, so_far: list[int]) -> bool:

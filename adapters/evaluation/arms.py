@@ -204,6 +204,7 @@ class CaseArms:
             self.prompts,
             candidate.end_state,
             view.ask_delta,
+            model=view.model,
             num_adapted=len(self.prompts),
             detail=detail,
         )
@@ -230,11 +231,12 @@ class CaseArms:
         state: RecurrentState,
         delta: LoraDelta | None = None,
         *,
+        model: FastWeightModel | None = None,
         num_adapted: int = 0,
         detail: dict[str, Any] | None = None,
     ) -> ArmAnswers:
         begin = time.perf_counter()
-        answers: Answers = self.answerer.answer(prompts, state, delta=delta)
+        answers: Answers = self.answerer.answer(prompts, state, delta=delta, model=model)
         return ArmAnswers(
             texts=answers.texts,
             num_adapted=num_adapted,

@@ -142,6 +142,7 @@ def assert_as_alone(
         ("query_lora", "mixed", 3),
         ("lora", "recall", 3),
         ("state", "recall", 3),
+        ("full", "recall", 3),
     ],
 )
 def test_documents_together_are_each_as_alone(

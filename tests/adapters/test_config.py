@@ -52,7 +52,7 @@ def test_smoothing_width_is_odd(length: int, width: int) -> None:
         ({"preset": "best"}, "preset"),
         ({"preset": ["fast"]}, "preset"),
         ({"preset": "fast", "name": 1}, "name"),
-        ({"scope": "full"}, "scope"),
+        ({"scope": "some"}, "scope"),
         ({"scope": ["lora"]}, "scope"),
         ({"reward": "applause"}, "reward"),
         ({"steps": 0}, "steps"),

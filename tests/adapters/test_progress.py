@@ -16,7 +16,7 @@ import torch
 
 from imprint.adapters.adapter import FORMAT as ADAPTER_FORMAT
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import BRANCHES, SCOPES, RefineConfig
+from imprint.adapters.config import BRANCHES, RefineConfig
 from imprint.adapters.files import FileFolder, ProgressFolder
 from imprint.adapters.progress import FORMAT, Progress
 from imprint.adapters.refine import Refiner
@@ -28,6 +28,7 @@ from imprint.models.lact_config import LactConfig
 from imprint.models.registry import build_model
 
 NEUTRAL = list(range(60, 90))
+SCOPES = ("lora", "query_lora", "state")  # for full, see test_scopes.py
 SIZES: dict[str, Any] = {
     "vocab_size": 257,
     "hidden_size": 32,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import BRANCHES, REWARDS, SCOPES, RefineConfig
+from imprint.adapters.config import BRANCHES, REWARDS, RefineConfig
 from imprint.adapters.document import DocumentReader, tokens_sha256
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.gate import neutral_loss, probe_places, recall_probe
@@ -20,6 +20,7 @@ from imprint.adapters.refine import Refiner
 from imprint.models import DeltaNet, generate_greedy, token_entropy, weights_hash
 
 NEUTRAL = list(range(60, 90))
+SCOPES = ("lora", "query_lora", "state")  # for full, see test_scopes.py
 
 
 def refined(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from imprint.adapters.config import RefineConfig
 from imprint.adapters.continuing import begins
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.exchange import ForeignAdapterError, read_foreign
+from imprint.adapters.files import ProgressFolder
 from imprint.adapters.imported import read_import
+from imprint.adapters.progress import Progress
 from imprint.adapters.refine import Refiner
 from imprint.adapters.scopes import TrainedStart, fresh
 from imprint.adapters.step_benchmark import load_oracle
@@ -28,7 +31,10 @@ from imprint.models import (
     LactConfig,
     RecurrentState,
     build_model,
+    weights_hash,
 )
+from imprint.server.errors import InvalidRequestError
+from imprint.server.schemas import parse_method
 
 SIZES: dict[str, Any] = {
     "vocab_size": 257,
@@ -130,7 +136,7 @@ def test_a_start_of_zeros_changes_nothing(tiny_model: DeltaNet, document: list[i
     assert torch.equal(got, right)
 
 
-@pytest.mark.parametrize("scope", ["query_lora", "lora", "state"])
+@pytest.mark.parametrize("scope", ["query_lora", "lora", "state", "full"])
 def test_a_copy_stays_what_it_is_and_a_blend_lies_between(tiny_model: DeltaNet, scope: str) -> None:
     trained = fresh(tiny_model, RefineConfig(scope=scope, lora_rank=2), seed=0)
     nothing = trained.copy()
@@ -165,6 +171,78 @@ def test_memory_that_starts_from_weights_has_no_start_to_train(document: list[in
     with pytest.raises(AdaptationError, match="scope state does not fit LaCT") as error:
         list(refiner.run())
     assert error.value.code == "invalid_method"
+
+
+# ---- scope full ----------------------------------------------------------------------------------
+
+FULL = RefineConfig(
+    scope="full", steps=3, learning_rate=3e-3, positions=3, rollout_length=3, group_size=2,
+    cue_tokens=4, segment_tokens=64, probe_places=8, probe_confidence=0,
+)  # fmt: skip
+
+
+def test_every_weight_of_a_copy_is_trained_and_the_model_is_never_written(
+    tiny_model: DeltaNet, document: list[int]
+) -> None:
+    before = weights_hash(tiny_model)
+    refiner = Refiner(tiny_model, document, FULL, seed=1)
+    list(refiner.run())
+    adapter, chosen = refiner.adapter, refiner.chosen
+    assert adapter is not None
+    assert chosen is not None, adapter.manifest["result"]
+    assert weights_hash(tiny_model) == before
+    assert not any(p.requires_grad or p.grad is not None for p in tiny_model.parameters())
+    assert adapter.weights is not None
+    named = dict(tiny_model.named_parameters())
+    assert adapter.weights.keys() == named.keys()
+    assert all(not torch.equal(weight, named[name]) for name, weight in adapter.weights.items())
+    with torch.no_grad():
+        _, end = chosen.trained.view.model(torch.tensor([document]))
+    for mine, right in zip(adapter.state.tensors(), end.tensors(), strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
+    back = Adapter.from_tensors(adapter.to_tensors(), adapter.manifest)
+    assert back.adapted
+    assert back.weights is not None
+    assert all(torch.equal(back.weights[name], weight) for name, weight in adapter.weights.items())
+
+
+def test_a_study_of_all_weights_goes_on_where_it_was_ended(
+    tiny_model: DeltaNet, document: list[int], tmp_path: Path
+) -> None:
+    whole = Refiner(tiny_model, document, FULL, seed=1)
+    list(whole.run())
+    folder = ProgressFolder(tmp_path)
+    progress = Progress(folder, "a", "m", lambda outcome: None)
+    for quantum in Refiner(tiny_model, document, FULL, seed=1, progress=progress).run():
+        if quantum.event is not None and quantum.step == 2:
+            break
+    refiner = Refiner(tiny_model, document, FULL, seed=1, progress=progress)
+    assert [quantum.step for quantum in refiner.run() if quantum.resumed is not None] == [2]
+    assert refiner.adapter is not None
+    assert whole.adapter is not None
+    assert refiner.adapter.manifest == whole.adapter.manifest
+    tensors = whole.adapter.to_tensors()
+    for name, tensor in refiner.adapter.to_tensors().items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+def test_a_server_neither_studies_all_weights_nor_takes_them_in(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequestError, match=r"scope full .* no server keeps") as refusal:
+        parse_method({"scope": "full"}, preset="default")
+    assert refusal.value.param == "method.scope"
+    path = tmp_path / "file"
+    config = {**adapter.manifest["config"], "scope": "full"}
+    path.write_bytes(to_blob(adapter.to_tensors(), {**adapter.manifest, "config": config}, FORMAT))
+    with pytest.raises(ForeignAdapterError, match="no server keeps"):
+        read_foreign(path, model_hash=HASH)
+
+
+def test_types_that_lose_small_steps_are_refused(tiny_model: DeltaNet) -> None:
+    model = deepcopy(tiny_model).bfloat16()
+    with pytest.raises(AdaptationError, match="needs a model in float32"):
+        fresh(model, FULL, seed=0)
 
 
 # ---- adapters of scope state ---------------------------------------------------------------------
