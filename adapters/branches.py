@@ -21,6 +21,7 @@ from imprint.adapters.config import RefineConfig
 from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batches
 from imprint.adapters.reading import Reading, states_at
 from imprint.adapters.rollout import Cues
+from imprint.adapters.similarity import Similarity
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 
@@ -35,12 +36,13 @@ def query_step(
     seeds: Sequence[int],
     step: int,
     reading: Reading | None = None,
+    similarity: Similarity | None = None,
 ) -> Calls[StepResult]:
     """Accumulate in `delta` the gradient of the sum over deltas of each one's own mean loss.
 
     `end_state` [1 row] is the document's end under the base weights. `reading`, with its states
-    kept, is needed where branches continue. Works through as many deltas at a time as fit two
-    segments' worth of tokens.
+    kept, is needed where branches continue, `similarity` for the reward `semantic`. Works through
+    as many deltas at a time as fit two segments' worth of tokens.
     """
     num_deltas, num_positions = positions_QN.shape
     if num_positions == 0 or num_deltas != delta.num or num_deltas != len(seeds):
@@ -48,7 +50,9 @@ def query_step(
             f"positions {tuple(positions_QN.shape)} for {delta.num} deltas and {len(seeds)} seeds"
         )
     step_branches = _QueryBranches(
-        BranchSet(model, config, tokens_T, positions_QN, seeds=seeds, step=step),
+        BranchSet(
+            model, config, tokens_T, positions_QN, seeds=seeds, step=step, similarity=similarity
+        ),
         tokens_T,
         recall_mask(num_positions, config, step),
         delta,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 SELECTIONS: Final = ("entropy", "uniform", "argmax", "argmin", "write")
 BRANCHES: Final = ("continue", "recall", "mixed")
-REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact", "ngram", "edit")
+REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact", "ngram", "edit", "semantic")
 ADVANTAGES: Final = ("grpo", "rloo", "dr_grpo")
 SCOPES: Final = ("lora", "query_lora", "state", "full")
 
@@ -63,6 +63,9 @@ NOT_SERVED: Final = (
     "scope full trains every weight in a copy of the model, which no server keeps for a document: "
     "it is for imprint eval; take lora, query_lora or state"
 )
+NO_ENCODER: Final = (
+    "reward semantic needs an encoder, and none is set: --reward-encoder module:function"
+)
 MAX_RATES: Final = 8
 """Learning rates that one study may try."""
 MAX_BRANCH_TOKENS: Final = 65536
@@ -105,7 +108,8 @@ class RefineConfig:
     cue_tokens: int = 8
     """Document tokens before the position that a recalling branch is given (m)."""
     reward: str = "expected_exact"
-    """exact, cosine, hybrid, expected_exact, ngram or edit."""
+    """exact, cosine, hybrid, expected_exact, ngram or edit; or semantic, where the user has plugged
+    an encoder in."""
     advantage: str = "rloo"
     """grpo, rloo or dr_grpo."""
     lambda_rl: float = 0.4

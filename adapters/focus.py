@@ -25,6 +25,7 @@ from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
 from imprint.adapters.selection import focus_positions, relevance
+from imprint.adapters.similarity import Similarity, check_reward
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 
@@ -60,8 +61,11 @@ class Focus:
         config: RefineConfig,
         *,
         seed: int = 0,
+        similarity: Similarity | None = None,
     ) -> None:
         check_focus(config)
+        check_reward(config, similarity)
+        self._similarity = similarity
         if not questions:
             raise ValueError("focus needs at least one question")
         self.model, self.adapter, self.config, self.seed = model, adapter, config, seed
@@ -104,6 +108,7 @@ class Focus:
                 end_state=self.adapter.state,
                 seeds=[self.seed] * len(self.questions),
                 step=step,
+                similarity=self._similarity,
             )
             result = yield from self.usage.run(work, step, self.config.steps)
             clip_grads_per_delta(delta, self.config.grad_clip)

@@ -28,6 +28,7 @@ from imprint.adapters.rollout import (
     roll_out,
     rollout_uniforms,
 )
+from imprint.adapters.similarity import Similarity
 from imprint.models import FastWeightModel, LoraDelta
 
 
@@ -85,7 +86,9 @@ class BranchSet:
         *,
         seeds: Sequence[int],
         step: int,
+        similarity: Similarity | None = None,
     ) -> None:
+        self.similarity = similarity
         self.model, self.config, self.seeds, self.step = model, config, list(seeds), step
         self.positions_QN = positions_QN
         num_deltas, self.num_positions = positions_QN.shape
@@ -130,7 +133,9 @@ class BranchSet:
 
     def take(self, rows_R: Tensor, rollouts: Rollouts) -> None:
         """Judge the rollouts of rows, and keep them."""
-        rewards_RG = compute_rewards(self.config.reward, rollouts, self.truth_BK[rows_R])
+        rewards_RG = compute_rewards(
+            self.config.reward, rollouts, self.truth_BK[rows_R], self.similarity
+        )
         self.tokens_BGK[rows_R] = rollouts.tokens_NGK
         self.logprobs_BGK = self.logprobs_BGK.to(rollouts.logprobs_NGK.dtype)
         self.logprobs_BGK[rows_R] = rollouts.logprobs_NGK

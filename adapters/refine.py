@@ -37,6 +37,7 @@ from imprint.adapters.reading import Reading
 from imprint.adapters.rollout import BranchStart
 from imprint.adapters.scopes import Trained, View, fresh
 from imprint.adapters.selection import select_positions
+from imprint.adapters.similarity import Similarity, check_reward
 from imprint.adapters.studied import Studied
 from imprint.adapters.trials import Trial, best_rate
 from imprint.models.architecture import FastWeightModel
@@ -57,8 +58,12 @@ class Refiner:
         neutral_base: float | None = None,
         progress: Progress | None = None,
         base: Adapter | None = None,
+        similarity: Similarity | None = None,
     ) -> None:
-        """`neutral_base`: the base weights' loss on `neutral`; read where it is not given."""
+        """`neutral_base`: the base weights' loss on `neutral`; read where it is not given.
+        `similarity` is for the reward `semantic`."""
+        check_reward(config, similarity)
+        self._similarity = similarity
         self.model, self.config, self.seed = model, config, seed
         self.tokens_T = document_tokens(model, tokens)
         self._base = base if begins(base, self.tokens_T) else None
@@ -116,6 +121,7 @@ class Refiner:
             entropy_T=entropy_T,
             places_P=places_P,
             excluded_T=excluded_T,
+            similarity=self._similarity,
         )
         if begun is None:
             base = yield from self._probe(studied, View(model=self.model), reading.end.state, 0)
@@ -155,7 +161,10 @@ class Refiner:
     def _identity(self) -> dict[str, Any]:
         config = self.config.to_dict()
         del config["segment_tokens"]
-        return {"document": self._sha256, "method": config, "seed": self.seed}
+        identity = {"document": self._sha256, "method": config, "seed": self.seed}
+        if self.config.reward == "semantic" and self._similarity is not None:
+            identity["encoder"] = self._similarity.name
+        return identity
 
     def _load(self) -> tuple[Begun, Completed] | None:
         if self._progress is None:

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imprint.adapters.config import NO_ENCODER, ConfigError
 from imprint.adapters.rollout import Rollouts
+from imprint.adapters.similarity import Similarity
 
 _LONGEST_GRAM: Final = 4
 
@@ -102,6 +104,16 @@ _REWARDS: dict[str, Callable[[Rollouts, Tensor], Tensor]] = {
 }
 
 
-def compute_rewards(name: str, rollouts: Rollouts, truth_NK: Tensor) -> Tensor:
-    """One reward per rollout [N, G] in float64; `truth_NK` is the document's continuation."""
+def compute_rewards(
+    name: str, rollouts: Rollouts, truth_NK: Tensor, similarity: Similarity | None = None
+) -> Tensor:
+    """One reward per rollout [N, G] in float64; `truth_NK` is the document's continuation.
+
+    `similarity` is for the reward `semantic`, the cosine of the texts' vectors, in -1..1. Raises
+    ConfigError where it is needed and not given.
+    """
+    if name == "semantic":
+        if similarity is None:
+            raise ConfigError("reward", NO_ENCODER)
+        return similarity.cosines(rollouts.tokens_NGK, truth_NK)
     return _REWARDS[name](rollouts, truth_NK)

@@ -19,6 +19,7 @@ from imprint.adapters.policy import StepResult
 from imprint.adapters.reading import Reading, read_segments
 from imprint.adapters.scopes import Trained, View
 from imprint.adapters.selection import select_positions
+from imprint.adapters.similarity import Similarity
 from imprint.adapters.trunk import trunk_step
 from imprint.models.state import RecurrentState
 
@@ -35,6 +36,7 @@ class Studied:
     entropy_T: Tensor
     places_P: Tensor
     excluded_T: Tensor
+    similarity: Similarity | None = None
 
     def step(self, trained: Trained, step: int) -> Calls[StepResult]:
         """Add the gradient of a step to what is trained; the same one whenever it is asked for."""
@@ -49,6 +51,7 @@ class Studied:
                 step=step,
                 excluded_T=self.excluded_T,
                 start=view.start,
+                similarity=self.similarity,
             )
         assert view.ask_delta is not None
         positions_N = select_positions(
@@ -69,6 +72,7 @@ class Studied:
             seeds=[self.seed],
             step=step,
             reading=self.reading if self.config.branches != "recall" else None,
+            similarity=self.similarity,
         )
 
     def end_state(self, trained: Trained) -> Calls[RecurrentState]:

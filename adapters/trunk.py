@@ -23,6 +23,7 @@ from imprint.adapters.policy import BranchSet, StepResult, recall_mask, row_batc
 from imprint.adapters.reading import Reading, read_segments, states_at
 from imprint.adapters.rollout import BranchStart, read_cues
 from imprint.adapters.selection import select_positions
+from imprint.adapters.similarity import Similarity
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 Grads = list[Tensor | None]
@@ -39,6 +40,7 @@ def trunk_step(
     excluded_T: Tensor | None = None,
     positions_N: Tensor | None = None,
     start: RecurrentState | None = None,
+    similarity: Similarity | None = None,
 ) -> Calls[StepResult]:
     """Accumulate the gradient of lambda_rl * L_NSP + lambda_ntp * L_NTP.
 
@@ -72,7 +74,15 @@ def trunk_step(
             write_T=reading.write_T,
         )
     positions_N = positions_N.sort().values if drawn else positions_N[:0]
-    branches = BranchSet(model, config, tokens_T, positions_N.unsqueeze(0), seeds=[seed], step=step)
+    branches = BranchSet(
+        model,
+        config,
+        tokens_T,
+        positions_N.unsqueeze(0),
+        seeds=[seed],
+        step=step,
+        similarity=similarity,
+    )
     recall_N = recall_mask(len(positions_N), config, step)
     walk = _Backward(model, config, reading, branches, recall_N, delta, start)
     if branches.waits_for_all and len(positions_N):

@@ -116,6 +116,7 @@ class AdaptationRuns:
                 neutral_base=around.neutral_base,
                 progress=progress,
                 base=partial(self._base, message),
+                similarity=around.similarity,
             )
         )
 

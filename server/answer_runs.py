@@ -168,7 +168,9 @@ class AnswerRuns:
             self._activate(task)
             return
         assert task.adapter is not None
-        task.focus = studies.begin_focus(around.model, task.adapter, task.message, task.config)
+        task.focus = studies.begin_focus(
+            around.model, task.adapter, task.message, task.config, around.similarity
+        )
         task.course = Course(task.focus.study())
         num_tokens = task.config.steps * studies.step_tokens(0, task.config)
         job = Job(

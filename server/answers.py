@@ -81,7 +81,7 @@ class Answers:
             temperature=body.temperature,
             top_p=body.top_p,
             stop=body.stops,
-            focus=parse_focus(body.focus),
+            focus=parse_focus(body.focus, has_encoder=self._intake.has_encoder),
         )
 
     async def _answer_once(

@@ -94,7 +94,7 @@ class Completions:
         deadline = time.monotonic() + self._settings.request_timeout_s
         with self._intake.request("completion", owner):
             adapter = await self._intake.model_adapter(body.model, owner)
-            focus = parse_focus(asked.focus)
+            focus = parse_focus(asked.focus, has_encoder=self._intake.has_encoder)
             if focus is not None and adapter is None:
                 raise InvalidRequestError(
                     "focus goes with a document: name one as <base>:<id> in model", param="focus"

@@ -75,6 +75,10 @@ class Settings(BaseSettings):
     """Origins, such as https://example.org, whose pages may ask; with commas between. None may by
     default."""
 
+    reward_encoder: str = ""
+    """Encoder of the reward `semantic`, as module:function: it takes a list of texts and gives a
+    vector for each. Python code that each worker imports; none by default."""
+
     device: str = "cpu"
     """Device of the workers, as torch names it; `cuda` is the first GPU, or cuda:0, cuda:1 and so
     on for several workers."""
@@ -238,6 +242,7 @@ class Settings(BaseSettings):
         worker = WorkerConfig(
             model=str(self.model),
             store=str(self.data_dir / "adapters"),
+            reward_encoder=self.reward_encoder,
             device=self.device,
             dtype=self.dtype,
             threads=self.threads,

@@ -19,6 +19,7 @@ from imprint.adapters.batches import batches_for
 from imprint.adapters.calls import Work
 from imprint.adapters.files import ProgressFolder
 from imprint.adapters.gate import neutral_loss
+from imprint.adapters.similarity import Similarity
 from imprint.adapters.store import AdapterStore
 from imprint.models import FastWeightModel, Tokenizer
 from imprint.server.adaptation_runs import AdaptationRuns
@@ -81,6 +82,7 @@ class Engine:
         *,
         model_hash: str,
         neutral: list[int] | None = None,
+        similarity: Similarity | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._emit = emit
@@ -119,6 +121,7 @@ class Engine:
             batches=batches_for(model),
             emit=emit,
             observe=self._observe,
+            similarity=similarity,
             clock=clock,
         )
         self._around = around

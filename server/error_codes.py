@@ -29,6 +29,9 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "invalid_method": ErrorCode(
         "400", "The method or focus cannot be run.", "The message names the field."
     ),
+    "encoder_failed": ErrorCode(
+        "500", "The reward encoder gave no vectors for its texts.", "The message says what it gave."
+    ),
     "invalid_token": ErrorCode(
         "500", "A token id lies outside the model's vocabulary.", "Use the model's own tokenizer."
     ),

@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from imprint.adapters.exchange import ForeignAdapter
 from imprint.models.tokenizer import Tokenizer
@@ -90,12 +91,21 @@ class Intake:
         finally:
             self._metrics.requests.labels(kind=kind, outcome=outcome).inc()
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the reward `semantic` can be had."""
+        return bool(self._settings.reward_encoder)
+
+    def _method(self, method: dict[str, Any] | None) -> dict[str, Any]:
+        preset = self._settings.default_preset
+        return parse_method(method, preset=preset, has_encoder=self.has_encoder)
+
     async def adaptation(
         self, body: CreateAdaptation, owner: str
     ) -> tuple[NewAdaptation, list[int]]:
         """The job that a client asks for by name, and its document's tokens."""
         self.check_model(body.model)
-        method = parse_method(body.method, preset=self._settings.default_preset)
+        method = self._method(body.method)
         limit_s = self._settings.adaptation_timeout_s
         idle_s = self._settings.adapter_idle_s
         new = NewAdaptation(
@@ -140,7 +150,7 @@ class Intake:
 
     def check_append(self, body: CreateAdaptation, owner: str) -> None:
         """Refuse what `adaptation` would refuse, before the document has a new version."""
-        parse_method(body.method, preset=self._settings.default_preset)
+        self._method(body.method)
         self._jobs.refuse_without_room(owner)
         self.limits.admit_tokens(owner, 0)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from imprint.adapters.config import NOT_SERVED, ConfigError, RefineConfig
+from imprint.adapters.config import NO_ENCODER, NOT_SERVED, ConfigError, RefineConfig
 from imprint.server.errors import InvalidRequestError, clip
 
 MAX_SEED = 2**63 - 1
@@ -151,8 +151,10 @@ class CreateAnswers(Body):
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
 
-def parse_method(method: dict[str, Any] | None, *, preset: str) -> dict[str, Any]:
-    """The method with every field written out.
+def parse_method(
+    method: dict[str, Any] | None, *, preset: str, has_encoder: bool = False
+) -> dict[str, Any]:
+    """The method with every field written out; `has_encoder`: the reward `semantic` can be had.
 
     Equal jobs then look equal, and stay what they were when a preset changes. Raises
     InvalidRequestError that names the field.
@@ -166,22 +168,24 @@ def parse_method(method: dict[str, Any] | None, *, preset: str) -> dict[str, Any
         return {"type": "read"}
     if kind != "refine":
         raise _invalid("method.type", f"method.type must be refine or read, got {clip(kind)!r}")
-    return {"type": "refine", **_refine_config({"preset": preset, **values}, "method")}
+    return {"type": "refine", **_refine_config({"preset": preset, **values}, "method", has_encoder)}
 
 
-def parse_focus(focus: bool | dict[str, Any]) -> dict[str, Any] | None:
+def parse_focus(focus: bool | dict[str, Any], *, has_encoder: bool) -> dict[str, Any] | None:
     """Overrides of the focus run as they are sent to the worker, checked; None: no focus."""
     if focus is False:
         return None
     if focus is True:
         return {}
-    _refine_config(focus, "focus")
+    _refine_config(focus, "focus", has_encoder)
     return dict(focus)
 
 
-def _refine_config(values: dict[str, Any], where: str) -> dict[str, Any]:
+def _refine_config(values: dict[str, Any], where: str, has_encoder: bool) -> dict[str, Any]:
     try:
         config = RefineConfig.from_dict(values)
+        if config.reward == "semantic" and not has_encoder:
+            raise ConfigError("reward", NO_ENCODER)
         if config.scope == "full":
             raise ConfigError("scope", NOT_SERVED)
         return config.to_dict()

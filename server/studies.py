@@ -15,6 +15,7 @@ from imprint.adapters.focus import Focus
 from imprint.adapters.imported import read_import
 from imprint.adapters.progress import Progress
 from imprint.adapters.refine import Refiner
+from imprint.adapters.similarity import Similarity
 from imprint.models import FastWeightModel
 from imprint.server.budgets import TYPICAL_TOKENS
 from imprint.server.messages import Adapt, Generate
@@ -76,6 +77,7 @@ def begin_study(
     neutral_base: float | None,
     progress: Progress,
     base: Callable[[], Adapter | None] = lambda: None,
+    similarity: Similarity | None = None,
 ) -> Study:
     """The generator of an adaptation's calls; its value is the adapter. Nothing runs yet.
 
@@ -95,6 +97,7 @@ def begin_study(
             neutral_base=neutral_base,
             progress=progress,
             base=base(),
+            similarity=similarity,
         )
     yield from study.study()
     assert study.adapter is not None
@@ -109,11 +112,17 @@ def begin_import(model: FastWeightModel, path: Path) -> Study:
 
 
 def begin_focus(
-    model: FastWeightModel, adapter: Adapter, generate: Generate, config: RefineConfig
+    model: FastWeightModel,
+    adapter: Adapter,
+    generate: Generate,
+    config: RefineConfig,
+    similarity: Similarity | None = None,
 ) -> Focus:
     """The focus run of all prompts of a request."""
     questions = [prompt.tokens for prompt in generate.prompts]
-    return Focus(model, adapter, questions, config, seed=generate.prompts[0].seed)
+    return Focus(
+        model, adapter, questions, config, seed=generate.prompts[0].seed, similarity=similarity
+    )
 
 
 def step_tokens(num_tokens: int, config: RefineConfig) -> int:

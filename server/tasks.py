@@ -17,6 +17,7 @@ from imprint.adapters.config import ConfigError, RefineConfig
 from imprint.adapters.course import Course
 from imprint.adapters.errors import AdaptationError, CorruptAdapterError
 from imprint.adapters.focus import Focus, FocusResult
+from imprint.adapters.similarity import Similarity
 from imprint.models import FastWeightModel, LoraDelta, Tokenizer
 from imprint.server.adapter_cache import AdapterCache
 from imprint.server.messages import Adapt, FromWorker, Generate, Observation
@@ -50,6 +51,8 @@ class Surroundings:
     batches: Batches
     emit: Emit
     observe: Callable[[Observation], None]
+    similarity: Similarity | None = None
+    """For the reward `semantic`; None where the user has plugged in no encoder."""
     clock: Callable[[], float] = time.monotonic
 
     def count(self, name: str, **labels: str) -> None:

@@ -24,6 +24,7 @@ import zmq
 from imprint.adapters import faults
 from imprint.adapters.files import StoreGoneError
 from imprint.adapters.gate import load_neutral
+from imprint.adapters.similarity import EncoderError, load_similarity
 from imprint.models import ModelError, load_model, load_tokenizer, weights_hash
 from imprint.models.host_memory import give_freed_memory_back, keep_freed_memory
 from imprint.models.kernels import uses_triton
@@ -164,6 +165,7 @@ def load_engine(config: WorkerConfig, emit: Emit) -> tuple[Engine, Ready]:
     if model.device.type == "cuda":
         warm_up(model)  # compiling takes longer than a worker may be silent later
     tokenizer = load_tokenizer(folder)
+    similarity = load_similarity(config.reward_encoder, tokenizer.decode)
     model_hash = weights_hash(model)
     engine = Engine(
         model,
@@ -172,6 +174,7 @@ def load_engine(config: WorkerConfig, emit: Emit) -> tuple[Engine, Ready]:
         emit,
         model_hash=model_hash,
         neutral=load_neutral(folder, tokenizer),
+        similarity=similarity,
     )
     ready = Ready(
         pid=os.getpid(),
@@ -209,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoreGoneError as error:
         log.error("%s; trying again until it is back", error)
         return EXIT_STORE_GONE
-    except ModelError as error:
+    except (ModelError, EncoderError) as error:
         log.error("%s", error)
         return EXIT_UNUSABLE_MODEL
     return worker.run()

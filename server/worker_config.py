@@ -18,6 +18,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Checkpoint folder."""
     store: str
     """Folder of the adapters, shared by all workers and kept over restarts."""
+    reward_encoder: str = ""
+    """`module:function` of the reward `semantic`; empty: there is none."""
     device: str = "cpu"
     dtype: str = "float32"
     threads: int = 1

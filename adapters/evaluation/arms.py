@@ -25,6 +25,7 @@ from imprint.adapters.progress import Candidate
 from imprint.adapters.quantum import Usage, quanta_alone
 from imprint.adapters.reading import read_segments
 from imprint.adapters.refine import Refiner
+from imprint.adapters.similarity import Similarity
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
@@ -46,6 +47,8 @@ class ArmSetup:
     retrieval: RetrievalConfig
     neutral: Sequence[int] | None = None
     """Text by which the gate sees whether a delta harms; None where the checkpoint has none."""
+    similarity: Similarity | None = None
+    """For the reward `semantic`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,12 @@ class CaseArms:
     def _studied(self, config: RefineConfig) -> _Done[Refiner]:
         begin = time.perf_counter()
         refiner = Refiner(
-            self.setup.model, self.document, config, seed=self.seed, neutral=self.setup.neutral
+            self.setup.model,
+            self.document,
+            config,
+            seed=self.seed,
+            neutral=self.setup.neutral,
+            similarity=self.setup.similarity,
         )
         _finish(refiner.run())
         return _Done(refiner, time.perf_counter() - begin, token_passes(refiner.usage))
@@ -136,7 +144,12 @@ class CaseArms:
         reading = self._reading
         begin = time.perf_counter()
         focus = Focus(
-            self.setup.model, reading.value, self.prompts, self.setup.focus, seed=self.seed
+            self.setup.model,
+            reading.value,
+            self.prompts,
+            self.setup.focus,
+            seed=self.seed,
+            similarity=self.setup.similarity,
         )
         _finish(focus.run())
         seconds = reading.seconds + time.perf_counter() - begin

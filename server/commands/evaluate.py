@@ -165,6 +165,7 @@ def _add_how(parser: argparse.ArgumentParser, *, num_documents: int | None, comp
     add("--threads", type=int, default=1, metavar="N", help="threads of torch")
     add("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--reward-encoder", default="", metavar="MODULE:FUNCTION", help="of the reward semantic")
 
 
 def _add_comparison(parser: argparse.ArgumentParser) -> None:

@@ -108,6 +108,7 @@ def prepare_or_explain(
     from imprint.adapters.evaluation.extras import MissingExtraError
     from imprint.adapters.evaluation.plot import check_plot
     from imprint.adapters.evaluation.results import OtherEvaluationError
+    from imprint.adapters.similarity import EncoderError
 
     try:
         if plot is not None:
@@ -117,6 +118,8 @@ def prepare_or_explain(
         raise CommandError(str(error)) from error
     except (ValueError, OtherEvaluationError) as error:
         raise UsageError(str(error)) from error
+    except EncoderError as error:
+        raise UsageError(f"--reward-encoder: {error}") from error
     except OSError as error:
         raise UsageError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
@@ -308,6 +311,7 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
         **material.config,
         "inputs": dict(material.inputs),
         "retrieval": asdict(setup.retrieval),
+        "reward_encoder": arguments.reward_encoder,
         "max_tokens": arguments.max_tokens,
         "seed": arguments.seed,
     }
@@ -327,6 +331,7 @@ def _load(arguments: argparse.Namespace, folder: Path, tokenizer: Tokenizer) -> 
     from imprint.adapters.evaluation.arms import ArmSetup
     from imprint.adapters.evaluation.retrieval import RetrievalConfig
     from imprint.adapters.gate import load_neutral
+    from imprint.adapters.similarity import load_similarity
     from imprint.models.checkpoint import load_model
     from imprint.models.host_memory import keep_freed_memory
 
@@ -342,4 +347,5 @@ def _load(arguments: argparse.Namespace, folder: Path, tokenizer: Tokenizer) -> 
         focus=RefineConfig.preset("focus"),
         retrieval=retrieval,
         neutral=load_neutral(folder, tokenizer),
+        similarity=load_similarity(arguments.reward_encoder, tokenizer.decode),
     )

@@ -83,7 +83,7 @@ def test_presets_on_short_documents(
     assert_clear_outcome(adapter)
 
 
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("reward", [name for name in REWARDS if name != "semantic"])
 @pytest.mark.parametrize("group_size", [1, 2])
 def test_rewards_and_group_sizes(
     tiny_model: DeltaNet, document: list[int], small: RefineConfig, reward: str, group_size: int
