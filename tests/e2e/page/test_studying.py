@@ -30,6 +30,7 @@ def test_the_example_is_watched_while_it_is_studied(
     expect(page.locator(".verdict")).to_be_visible(timeout=60_000)
     expect(page.locator(".verdict")).to_contain_text("the right next token became")
     expect(page.locator(".t.h9").first).to_be_attached()
+    page.locator(".heat-end").scroll_into_view_if_needed()  # the second page, too, is filled
     expect(page.locator(".heat-page.away")).to_have_count(0)
     assert page.locator(".heat-text").text_content() == example
     # a position by the keyboard: its rollouts stand beside the truth
