@@ -84,15 +84,15 @@ class ConfigError(ValueError):
 class RefineConfig:
     """Settings of one adaptation; the defaults are the preset `default`."""
 
-    steps: int = 8
+    steps: int = 12
     """Optimizer steps."""
-    positions: int = 8
-    """Positions selected per step (c); the document is cut into as many segments."""
-    rollout_length: int = 5
+    positions: int = 16
+    """Positions selected per step (c)."""
+    rollout_length: int = 10
     """Tokens per rollout (k), never cut short."""
-    group_size: int = 4
+    group_size: int = 2
     """Rollouts per position (n); with 1, all positions of the document form one group."""
-    selection: str = "entropy"
+    selection: str = "write"
     """How positions are chosen: one in each segment by entropy, uniform, argmax or argmin; or
     anywhere by write, where the memory itself wrote most strongly while it was read."""
     selection_temperature: float = 1.0
@@ -105,7 +105,7 @@ class RefineConfig:
     """continue: leave at the position. recall: leave at the document's end, after a cue."""
     recall_fraction: float = 0.5
     """With branches = mixed: the share of positions that recall."""
-    cue_tokens: int = 8
+    cue_tokens: int = 12
     """Document tokens before the position that a recalling branch is given (m)."""
     reward: str = "expected_exact"
     """exact, cosine, hybrid, expected_exact, ngram or edit; or semantic, where the user has plugged
@@ -116,7 +116,7 @@ class RefineConfig:
     """Weight of the policy loss; 0 samples no rollouts."""
     lambda_ntp: float = 1.0
     """Weight of the next-token loss: over the branches (query_lora), else over the document."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     """AdamW learning rate of what is trained."""
     learning_rates: tuple[float, ...] = ()
     """Rates of which a document's own is chosen: each is tried from the same start, and the best by
@@ -141,9 +141,8 @@ class RefineConfig:
     weight, of a copy of the model; no server does that."""
     lora_rank: int = 8
     """Rank of the delta."""
-    lora_targets: tuple[str, ...] = ("q_proj", "o_proj")
-    """Endings of the projections that get a delta; empty means all of them. The default changes
-    what is asked of the memory and how its answer is read out."""
+    lora_targets: tuple[str, ...] = ()
+    """Endings of the projections that get a delta; empty means all of them."""
     segment_tokens: int = 512
     """Tokens of one reading segment (C): bounds activation memory and the longest quantum."""
     temperature: float = 1.0
@@ -164,10 +163,11 @@ class RefineConfig:
     """Nats per token by which the probe must improve to be accepted."""
     probe_confidence: float = 2.0
     """Standard errors by which the probe's mean improvement must exceed that margin."""
-    neutral_margin: float = 0.05
+    neutral_margin: float = 0.4
     """Nats per token by which the loss on neutral text may rise."""
-    blend_factors: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """Factors by which the best delta is scaled before the gate judges it."""
+    blend_factors: tuple[float, ...] = (0.5, 0.25)
+    """Factors by which the best delta is scaled before the gate judges it, in this order. Half way
+    to the base keeps what is new and harms less of what the memory had."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -269,12 +269,14 @@ def check_focus(config: RefineConfig) -> None:
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
-    "fast": {"steps": 4, "learning_rate": 3e-3, "group_size": 2, "patience": 2},
+    # without rollouts, and with fewer steps and places to judge by
+    "fast": {"steps": 8, "lambda_rl": 0.0, "probe_places": 16},
     # the questions are known and choose the positions; a step costs some hundred tokens
     "focus": {
         "scope": "query_lora",
         "branches": "recall",
         "steps": 8,
+        "positions": 8,
         "learning_rate": 1e-2,
         "group_size": 2,
         "rollout_length": 10,
@@ -300,6 +302,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "grad_clip": 1.0,
         "scope": "lora",
         "lora_targets": (),
+        "blend_factors": (1.0, 0.5, 0.25),
     },
 }
 """Fields in which each preset differs from, or insists on, the defaults of `RefineConfig`."""

@@ -1,7 +1,8 @@
 """Does a delta help? The recall probe, the neutral text, and the decision.
 
-The probe asks, from the document's end, for places of the document that no step was trained on: a
-cue, then the negative log-likelihood of what follows, base against adapted, paired over places.
+The probe asks, from the document's end, for places of the document: a cue, then the negative
+log-likelihood of what follows, base against adapted, paired over places. Where positions are chosen
+by entropy, no step is trained on these places.
 Shapes: P = places, K = tokens asked at a place, T = document tokens, Q = deltas.
 """
 
@@ -264,7 +265,7 @@ def judge(
     elif len(gain_P) < 2 and config.probe_confidence > 0:
         accepted, reason = False, "a single place cannot tell an improvement from noise"
     elif gain - config.probe_confidence * error <= config.probe_margin:
-        accepted, reason = False, "recall of held-out places did not improve beyond its noise"
+        accepted, reason = False, "recall did not improve beyond its noise"
     elif neutral_rise_nats is not None and not neutral_rise_nats <= config.neutral_margin:
         accepted, reason = False, "the loss on neutral text rose too much"
     return Verdict(

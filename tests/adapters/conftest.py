@@ -31,6 +31,10 @@ def small() -> RefineConfig:
         probe_places=8,
         learning_rate=1e-2,
         lora_rank=2,
+        lora_targets=("q_proj", "o_proj"),
+        selection="entropy",
+        blend_factors=(1.0, 0.5, 0.25),
+        neutral_margin=0.05,
     )
 
 

@@ -31,7 +31,7 @@ def test_smoothing_is_the_mean_of_the_neighbours_there_are() -> None:
 
 
 def test_one_position_a_segment_inside_the_margins() -> None:
-    config = RefineConfig(positions=4, margin_tokens=20)
+    config = RefineConfig(selection="entropy", positions=4, margin_tokens=20)
     window = torch.arange(20, 1000 - 20 + 1).tensor_split(4)
     for step in range(20):
         positions = select_positions(entropy(1000), config, seed=1, step=step)
@@ -43,7 +43,9 @@ def test_one_position_a_segment_inside_the_margins() -> None:
 @given(st.integers(0, 80), st.integers(1, 12), st.integers(1, 9), st.integers(0, 30))
 @settings(max_examples=200, deadline=None)
 def test_documents_of_any_length(length: int, count: int, rollout: int, margin: int) -> None:
-    config = RefineConfig(positions=count, rollout_length=rollout, margin_tokens=margin)
+    config = RefineConfig(
+        selection="entropy", positions=count, rollout_length=rollout, margin_tokens=margin
+    )
     positions = select_positions(entropy(length), config, seed=0, step=0).tolist()
     assert positions == sorted(set(positions))
     assert len(positions) == max(0, min(count, length - rollout))
@@ -51,7 +53,7 @@ def test_documents_of_any_length(length: int, count: int, rollout: int, margin: 
 
 
 def test_margins_shrink_only_where_they_must() -> None:
-    config = RefineConfig(positions=8, margin_tokens=20, rollout_length=5)
+    config = RefineConfig(selection="entropy", positions=8, margin_tokens=20, rollout_length=5)
     wide = allowed_positions(200, config)
     assert (int(wide[0]), int(wide[-1])) == (20, 180)
     tight = allowed_positions(41, config)
@@ -60,7 +62,7 @@ def test_margins_shrink_only_where_they_must() -> None:
 
 
 def test_held_out_tokens_are_never_rolled_over() -> None:
-    config = RefineConfig(positions=8, rollout_length=5, margin_tokens=0)
+    config = RefineConfig(selection="entropy", positions=8, rollout_length=5, margin_tokens=0)
     excluded = torch.zeros(120, dtype=torch.bool)
     excluded[30:35] = excluded[70:75] = True
     for step in range(50):
@@ -88,7 +90,9 @@ def test_extremes(selection: str, wanted: int) -> None:
 def test_entropy_selection_follows_the_softmax_and_uniform_does_not() -> None:
     scores = torch.zeros(24)
     scores[9] = 2.0  # position 10, about e^2 times as likely as any other
-    config = RefineConfig(positions=1, smoothing=1, margin_tokens=0, rollout_length=4)
+    config = RefineConfig(
+        selection="entropy", positions=1, smoothing=1, margin_tokens=0, rollout_length=4
+    )
     drawn = Counter(
         int(select_positions(scores, config, seed=4, step=step)) for step in range(2000)
     )
@@ -103,7 +107,7 @@ def test_entropy_selection_follows_the_softmax_and_uniform_does_not() -> None:
 
 
 def test_draws_depend_on_seed_and_step_alone() -> None:
-    config = RefineConfig()
+    config = RefineConfig(selection="entropy")
 
     def draw(seed: int, step: int) -> list[int]:
         chosen: list[int] = select_positions(entropy(400), config, seed=seed, step=step).tolist()
@@ -155,7 +159,7 @@ def test_focus_goes_where_the_question_points() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 5, 6, 9])
 def test_focus_on_short_documents(length: int) -> None:
-    config = RefineConfig(positions=4, rollout_length=5)
+    config = RefineConfig(selection="entropy", positions=4, rollout_length=5)
     positions = focus_positions(entropy(length), torch.zeros(length), config, seed=0, step=0)
     assert len(positions) == max(0, min(4, length - 5))
 

@@ -37,6 +37,7 @@ BASE = {
     "segment_tokens": 16,
     "lora_rank": 3,
     "branches": "continue",
+    "selection": "entropy",
     "reward": "expected_exact",
 }
 SIZES: dict[str, Any] = {
