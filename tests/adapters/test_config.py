@@ -28,7 +28,7 @@ def test_paper_has_the_papers_numbers() -> None:
 
 def test_overrides_win_over_the_preset() -> None:
     assert RefineConfig.preset("fast", steps=2).steps == 2
-    assert RefineConfig.from_dict({"steps": 2, "preset": "fast"}).learning_rate == 3e-3
+    assert RefineConfig.from_dict({"steps": 2, "preset": "fast"}).probe_places == 16
     assert RefineConfig.preset("fast").replace(positions=3).positions == 3
 
 
