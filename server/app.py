@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from imprint import __version__
 from imprint.server import openapi
+from imprint.server.admission import Admission
 from imprint.server.auth import RequireKey
 from imprint.server.config import Settings
 from imprint.server.errors import (
@@ -136,6 +137,7 @@ def _add_guards(app: FastAPI, settings: Settings, keys: KeyRing, limits: Limits)
         max_body_bytes=settings.max_body_bytes,
         upload_timeout_s=settings.upload_timeout_s,
     )
+    app.add_middleware(Admission)
     app.add_middleware(
         RequireKey, keys=keys, limits=limits, metrics_need_key=settings.metrics_need_key
     )

@@ -69,7 +69,7 @@ async def refuse(error: ImprintError, scope: Scope, receive: Receive, send: Send
     await response(scope, receive, send)
 
 
-def _owner_of(request: Request) -> str:
+async def _owner_of(request: Request) -> str:
     owner: str = request.state.owner
     return owner
 

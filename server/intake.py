@@ -69,6 +69,11 @@ class Intake:
         """Answers and completions waiting or running."""
         return self._places.num_taken
 
+    def refuse_without_room(self, owner: str) -> None:
+        """Raises what `request` would where there is no place for one more of the owner's."""
+        self._jobs.refuse_when_draining()
+        self._places.refuse_without_room(owner)
+
     @contextmanager
     def request(self, kind: str, owner: str) -> Iterator[None]:
         """Room for one answer or completion of the owner, counted with its outcome."""

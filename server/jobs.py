@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5
 CANCEL_WAIT_S = 10.0
+LOOK_UP_S = 0.02
+"""How long a refusal may wait for the journal."""
 
 
 class Jobs:
@@ -198,9 +200,18 @@ class Jobs:
 
     async def refuse_when_full(self, new: NewAdaptation) -> None:
         """Raises what `create` would, before anybody has tokenized the document: under overload
-        most requests end here, and must cost little."""
+        most requests end here, and must cost little.
+
+        A document is taken for new where the journal is too busy to say at once.
+        """
         lack = self._lack_of_room(new.owner)
-        if lack is not None and await self.journal(Journal.find, new) is None:
+        if lack is None:
+            return
+        found = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_UP_S):
+                found = await self.journal(Journal.find, new)
+        if found is None:
             raise self._refused(lack)
 
     async def _create(

@@ -49,12 +49,7 @@ class Places:
     @contextmanager
     def take(self, owner: str) -> Iterator[None]:
         """A place of this owner; raises ShareError or OverloadedError where there is none."""
-        own = self._taken[owner]
-        if own >= self._most_of_one:
-            raise share_error(self._metrics, f"of yours, {own} {self._what} are open")
-        if self.num_taken >= self._most:
-            self._metrics.rejections.labels(reason="queue_full").inc()
-            raise OverloadedError(f"{self.num_taken} {self._what} are open; try again later")
+        self.refuse_without_room(owner)
         self._taken[owner] += 1
         try:
             yield
@@ -62,6 +57,15 @@ class Places:
             self._taken[owner] -= 1
             if not self._taken[owner]:
                 del self._taken[owner]
+
+    def refuse_without_room(self, owner: str) -> None:
+        """Raises what `take` would."""
+        own = self._taken[owner]
+        if own >= self._most_of_one:
+            raise share_error(self._metrics, f"of yours, {own} {self._what} are open")
+        if self.num_taken >= self._most:
+            self._metrics.rejections.labels(reason="queue_full").inc()
+            raise OverloadedError(f"{self.num_taken} {self._what} are open; try again later")
 
 
 def share_error(metrics: Metrics, reason: str, retry_after_s: float = 1.0) -> ShareError:

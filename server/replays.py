@@ -28,7 +28,7 @@ _KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
 _BOUNDARY: Final = re.compile(r"boundary=\"?([^\";]+)")
 
 
-def _declared(
+async def _declared(
     idempotency_key: Annotated[
         str | None,
         Header(description="1 to 255 printable ASCII characters; a repetition is answered alike."),

@@ -116,7 +116,7 @@ class Services:
         await self.journal.close()
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     """The services of the app that received the request."""
     services: Services = request.app.state.services
     return services

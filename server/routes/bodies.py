@@ -1,15 +1,19 @@
-"""What the handlers share: the check of a body's media type. Knows headers only."""
+"""What the handlers share: the check of a body's media type. Knows headers only.
+
+Here as everywhere, what handlers depend on is `async`: FastAPI would send a plain function through
+a pool of threads, and a request would wait there four times for the GIL.
+"""
 
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 
-def require_json(request: Request) -> None:
+async def require_json(request: Request) -> None:
     """Refuse a body that is not declared as JSON: otherwise a browser's form could post one."""
     _require(request, "application/json", "JSON")
 
 
-def require_file(request: Request) -> None:
+async def require_file(request: Request) -> None:
     """The same for a body that is a file."""
     _require(request, "application/octet-stream", "the file")
 
