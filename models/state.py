@@ -84,6 +84,10 @@ class RecurrentState:
     def to(self, device: torch.device | str) -> Self:
         return self._map(lambda t: t.to(device))
 
+    def is_finite(self) -> bool:
+        """Whether there is neither an infinity nor a not-a-number in it."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors())
+
     def zero_(self, rows: Sequence[int] | None = None) -> None:
         """Set all rows, or the given ones, to the state of a document's start."""
         with torch.no_grad():

@@ -249,6 +249,9 @@ class AdaptationRuns:
 
     def _finish(self, task: AdaptationTask, adapter: Adapter) -> None:
         around, id = self._around, task.job.id
+        if not adapter.state.is_finite():
+            self.fail(id, "non_finite", "the model's state after this document is not finite")
+            return
         adapter.manifest["model_hash"] = around.model_hash
         around.cache.put(id, adapter)
         refused = task.config is not None and not adapter.adapted
