@@ -177,7 +177,7 @@ class Settings(BaseSettings):
     first (all are on disk)."""
     idle_states: Literal["exact", "int8"] = "exact"
     """How the host keeps the recurrent states of adapters that are not in use: as they are, or in
-    int8, which takes a quarter of the memory and changes what they remember a little."""
+    int8, which takes a quarter of a matrix's memory and changes what they remember a little."""
     heartbeat_timeout_s: float = Field(default=60.0, gt=0)
     """A worker silent for longer is killed and started again; keep it above the longest quantum."""
     startup_timeout_s: float = Field(default=120.0, gt=0)

@@ -1,4 +1,4 @@
-"""States of idle adapters in int8: a quarter of the bytes, at the price of rounding.
+"""States of idle adapters in int8: a quarter of a matrix's bytes, at the price of rounding.
 
 Only the matrices that hold a document are packed (four axes: row, head, and the matrix), one scale
 for each of their rows. The last inputs of convolutions, windows of attention, counters, tokens,
