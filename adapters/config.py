@@ -283,8 +283,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "cue_tokens": 12,
         "lora_targets": (),
     },
-    # arXiv 2602.16704, test time. The paper trains every weight, scope full; the scope here is lora,
-    # the widest one that is served, and the numbers are for parity, no good serving defaults.
+    # arXiv 2602.16704, test time. The paper trains every weight (scope full); here it is lora, the
+    # widest scope that is served. The numbers are for parity, and no good serving defaults.
     "paper": {
         "steps": 1,
         "positions": 8,
