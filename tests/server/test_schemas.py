@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -113,6 +113,7 @@ json_values = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # as a busy machine makes any of them
 @given(st.dictionaries(st.sampled_from(["type", "preset", "steps", "name", "betas"]), json_values))
 def test_any_method_is_understood_or_refused(method: dict[str, Any]) -> None:
     with suppress(InvalidRequestError):  # and nothing else
