@@ -209,6 +209,12 @@ class RefineConfig:
         return self.cue_tokens + (num_rollouts + 1) * self.rollout_length
 
     @property
+    def probe_cue_tokens(self) -> int:
+        """Cue of the places that judge: where they are studied as well, they get half of one. What
+        counts is the memory, not the cue."""
+        return max(self.cue_tokens // 2, 1) if self.selection == "write" else self.cue_tokens
+
+    @property
     def branches_at_once(self) -> int:
         """How many positions fit one quantum of about two segments."""
         return max(1, 2 * self.segment_tokens // self.branch_tokens)

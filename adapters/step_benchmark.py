@@ -66,6 +66,7 @@ def run_step_benchmark(
         RefineConfig(
             scope="lora",
             branches="continue",
+            selection="entropy",
             positions=positions,
             rollout_length=rollout_length,
             segment_tokens=segment_tokens,
@@ -238,7 +239,9 @@ def _measure_peak(
     model: Path, num_tokens: int, segment_tokens: int, threads: int, out: Connection
 ) -> None:
     torch.set_num_threads(threads)
-    config = RefineConfig(scope="lora", branches="continue", segment_tokens=segment_tokens)
+    config = RefineConfig.preset(
+        "paper", group_size=4, advantage="rloo", segment_tokens=segment_tokens
+    )
     bench = _Bench(load_model(model), config, num_tokens, seed=0)
     loaded = _resident_bytes("VmRSS")
     bench.step(config.group_size)()

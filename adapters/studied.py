@@ -92,11 +92,7 @@ class Studied:
         return reading.end.state
 
     def probe(self, view: View, end_state: RecurrentState) -> Calls[ProbeResult]:
-        """What recalling the held-out places costs."""
-        cue = self.config.cue_tokens
-        if self.config.selection == "write":
-            # places that are studied as well are asked with less before them: what counts is the
-            # memory, not the cue
-            cue = max(cue // 2, 1)
+        """What recalling the places that judge costs."""
+        cue = self.config.probe_cue_tokens
         args = (view.model, self.tokens_T, self.places_P, end_state, self.config)
         return ask(probe_call(*args, delta=view.ask_delta, cue_tokens=cue))

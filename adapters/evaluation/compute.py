@@ -40,7 +40,7 @@ def next_token_config(
     plain = config.replace(
         lambda_rl=0.0, lambda_ntp=config.lambda_ntp or 1.0, steps=1, patience=_MAX_STEPS
     )
-    probe = num_places * (plain.cue_tokens + plain.rollout_length)
+    probe = num_places * (plain.probe_cue_tokens + plain.rollout_length)
     last_reading = num_tokens if plain.reads_again else 0
     step = next_token_step(plain, num_tokens)
     trials = len(plain.learning_rates) * (plain.trial_steps * step + last_reading + probe)

@@ -46,7 +46,8 @@ def test_reading_on_equals_reading_the_whole(tiny_model: DeltaNet, border: int) 
 
 def test_a_study_goes_on_from_the_older_version(tiny_model: DeltaNet) -> None:
     tokens = document(320)
-    config = RefineConfig.from_dict({"steps": 2, "segment_tokens": SEGMENT})
+    settings = {"steps": 2, "segment_tokens": SEGMENT, "selection": "entropy", "rollout_length": 5}
+    config = RefineConfig.from_dict(settings)
     base = read(tiny_model, tokens[:256])
     adapters = []
     for start in (None, base):

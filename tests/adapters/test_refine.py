@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from imprint.adapters.config import BRANCHES, REWARDS, RefineConfig
 from imprint.adapters.document import DocumentReader, tokens_sha256
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.gate import neutral_loss, probe_places, recall_probe
-from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quantum
 from imprint.adapters.refine import Refiner
 from imprint.models import DeltaNet, generate_greedy, token_entropy, weights_hash
@@ -265,34 +263,21 @@ def test_a_manifest_replays(
     assert replayed.manifest == adapter.manifest
 
 
-class WatchedRefiner(Refiner):
-    """Remembers which positions the steps worked on."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.results: list[StepResult] = []
-
-    def _step_work(self, *args: Any) -> Generator[Any, None, StepResult]:
-        result = yield from super()._step_work(*args)
-        self.results.append(result)
-        return result
-
-
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("branches", BRANCHES)
 def test_probe_places_are_never_rolled_out(
     tiny_model: DeltaNet, document: list[int], small: RefineConfig, scope: str, branches: str
 ) -> None:
     config = small.replace(scope=scope, branches=branches, steps=6, patience=6)
-    refiner = WatchedRefiner(tiny_model, document, config, seed=4)
-    list(refiner.run())
+    refiner = Refiner(tiny_model, document, config, seed=4)
+    tried = [branches for quantum in refiner.run() for branches in quantum.branches or ()]
     assert refiner.adapter is not None
     places, excluded = probe_places(refiner.adapter.entropy_T, config, seed=4)
     assert len(places) == 8
-    assert len(refiner.results) == 6
-    for result in refiner.results:
-        assert result.rollouts_QNGK is not None
-        for position in result.positions_QN.flatten().tolist():
+    assert [branches["step"] for branches in tried] == [1, 2, 3, 4, 5, 6]
+    for branches in tried:
+        assert len(branches["positions"]) == config.positions
+        for position in branches["positions"]:
             assert not bool(excluded[position : position + config.rollout_length].any())
 
 

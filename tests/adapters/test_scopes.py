@@ -138,7 +138,11 @@ def test_a_start_of_zeros_changes_nothing(tiny_model: DeltaNet, document: list[i
 
 @pytest.mark.parametrize("scope", ["query_lora", "lora", "state", "full"])
 def test_a_copy_stays_what_it_is_and_a_blend_lies_between(tiny_model: DeltaNet, scope: str) -> None:
-    trained = fresh(tiny_model, RefineConfig(scope=scope, lora_rank=2), seed=0)
+    trained = fresh(
+        tiny_model,
+        RefineConfig(scope=scope, lora_rank=2, lora_targets=("q_proj", "o_proj")),
+        seed=0,
+    )
     nothing = trained.copy()
     with torch.no_grad():
         for parameter in trained.parameters():
@@ -252,7 +256,8 @@ def test_types_that_lose_small_steps_are_refused(tiny_model: DeltaNet) -> None:
 def adapter(tiny_model: DeltaNet, document: list[int]) -> Adapter:
     config = RefineConfig(
         scope="state", steps=4, learning_rate=1.0, positions=3, rollout_length=3, group_size=2,
-        cue_tokens=4, segment_tokens=64, probe_places=8,
+        cue_tokens=4, segment_tokens=64, probe_places=8, selection="entropy",
+        blend_factors=(1.0,),
     )  # fmt: skip
     refiner = Refiner(tiny_model, document, config, seed=1)
     list(refiner.run())

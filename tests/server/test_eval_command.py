@@ -14,7 +14,7 @@ import pytest
 from imprint.adapters.evaluation.arm_names import ARMS
 from imprint.server.cli import main
 
-FEW = ("steps=1", "positions=2", "probe_places=4")
+FEW = ("steps=1", "positions=2", "probe_places=4", "rollout_length=4", "cue_tokens=4")
 FAST = ["--max-tokens", "4"] + [
     word for field in FEW for flag in ("--set", "--focus-set") for word in (flag, field)
 ]

@@ -98,11 +98,11 @@ def test_a_bad_method_names_its_field(method: dict[str, Any], param: str) -> Non
 
 
 def test_focus_overrides_are_checked() -> None:
-    assert parse_focus(True) == {}
-    assert parse_focus(False) is None
-    assert parse_focus({"steps": 2}) == {"steps": 2}
+    assert parse_focus(True, has_encoder=False) == {}
+    assert parse_focus(False, has_encoder=False) is None
+    assert parse_focus({"steps": 2}, has_encoder=False) == {"steps": 2}
     with pytest.raises(InvalidRequestError) as caught:
-        parse_focus({"stepz": 2})
+        parse_focus({"stepz": 2}, has_encoder=False)
     assert caught.value.param == "focus.stepz"
 
 

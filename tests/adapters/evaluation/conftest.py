@@ -16,7 +16,16 @@ from imprint.models.tokenizer import load_tokenizer
 def setup(tiny_checkpoint):
     """Two short steps, four places for the gate."""
     tokenizer = load_tokenizer(tiny_checkpoint)
-    fast = {"steps": 2, "group_size": 2, "positions": 2, "probe_places": 4}
+    fast = {
+        "steps": 2,
+        "group_size": 2,
+        "positions": 2,
+        "probe_places": 4,
+        "selection": "entropy",
+        "rollout_length": 5,
+        "cue_tokens": 8,
+        "blend_factors": (1.0, 0.5, 0.25),
+    }
     return ArmSetup(
         model=load_model(tiny_checkpoint),
         tokenizer=tokenizer,

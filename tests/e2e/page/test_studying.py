@@ -40,7 +40,9 @@ def test_the_example_is_watched_while_it_is_studied(
     marks.nth(1).focus()
     shown = page.get_by_role("region", name="Rollouts at a position")
     expect(shown).to_contain_text("Position 2 of")
-    expect(shown.locator(".truth")).to_contain_text(tried["positions"][1]["truth"].strip()[:12])
+    expect(shown.locator(".truth")).to_contain_text(
+        tried["positions"][1]["truth"].strip().replace("\n", "\u21b5")[:12]
+    )
     expect(shown.locator("li")).to_have_count(len(tried["positions"][1]["rollouts"]))
     page.get_by_role("slider", name="Step").press("Home")
     expect(page.locator(".step-row output")).to_have_text("1 of 3")
