@@ -121,7 +121,7 @@ def write_positions(
         best = positions_N[noisy_N.argmax()]
         chosen.append(best)
         noisy_N[(positions_N - best).abs() <= length // 2] = -torch.inf
-    return torch.stack(chosen).sort().values
+    return torch.stack(chosen).sort().values if chosen else positions_N[:0]
 
 
 def focus_positions(

@@ -218,3 +218,9 @@ def test_writing_in_documents_of_any_length(length: int, count: int, rollout: in
 def test_selection_by_writing_needs_the_strengths() -> None:
     with pytest.raises(ValueError, match="writing strengths"):
         select_positions(entropy(50), RefineConfig(selection="write"), seed=0, step=0)
+
+
+def test_strengths_that_are_not_finite_choose_nothing() -> None:
+    config = RefineConfig(selection="write", positions=3)
+    strength = torch.full((200,), float("nan"))
+    assert len(write_positions(strength, config, seed=0, step=0)) == 0
