@@ -308,6 +308,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "grad_clip": 1.0,
         "scope": "lora",
         "lora_targets": (),
+        "neutral_margin": 0.05,
         "blend_factors": (1.0, 0.5, 0.25),
     },
 }

@@ -36,6 +36,7 @@ from imprint.models.tokenizer import Tokenizer
 
 _PROBE_STEP = (1 << 19) - 1  # a step no run reaches: keeps the probe's random stream apart
 _MAX_NEUTRAL_TOKENS = 256
+_FEW_PLACES = 8
 _STRONGEST = 1e3  # a weight that leaves nothing to chance
 
 
@@ -76,7 +77,10 @@ def num_probe_places(num_tokens: int, config: RefineConfig) -> int:
     """How many places judge a study of a document of `num_tokens`."""
     single = config.replace(group_size=1)  # the probe rolls nothing out
     most = MAX_BRANCH_TOKENS // single.branch_tokens
-    return min(config.probe_places, num_tokens // (8 * config.rollout_length), most)
+    num = num_tokens // (8 * config.rollout_length)
+    if config.selection == "write":  # nothing is held out, so short documents can be judged, too
+        num = max(num, min(_FEW_PLACES, num_tokens // (2 * config.rollout_length)))
+    return min(config.probe_places, num, most)
 
 
 def probe_places(
@@ -87,7 +91,7 @@ def probe_places(
     They ask for an eighth of the document's tokens at most; short documents have fewer places, the
     shortest none. Places are drawn like positions: one a segment, by entropy. With selection by
     `write` they are the most strongly written ones, and nothing is held out: what the memory holds
-    is little, and what is left out of studying it is lost.
+    is little, and what is left out of studying it is lost. Short documents then have up to eight.
     """
     num_tokens, length = entropy_T.numel(), config.rollout_length
     num_places = num_probe_places(num_tokens, config)

@@ -20,6 +20,7 @@ _METHOD: Final[dict[str, Any]] = {
     "positions": 8,
     "rollout_length": 5,
     "group_size": 1,
+    "selection": "entropy",
     "branches": "continue",
     "advantage": "grpo",
     "lambda_rl": 0.2,

@@ -30,6 +30,7 @@ QUICK_STUDY: dict[str, Any] = {
     "type": "refine",
     "steps": 1,
     "positions": 2,
+    "rollout_length": 5,
     "lambda_rl": 0.0,
     "probe_places": 8,
     "probe_margin": 0.0,

@@ -15,6 +15,7 @@ from imprint.adapters.gate import (
     judge,
     load_neutral,
     neutral_loss,
+    num_probe_places,
     probe_places,
     recall_probe,
 )
@@ -65,6 +66,13 @@ def test_chosen_by_writing_the_strongest_places_judge_and_nothing_is_held_out() 
     places, excluded = probe_places(torch.ones(300), config, seed=0, write_T=strength)
     assert places.tolist() == [50, 200]
     assert not bool(excluded.any())
+
+
+def test_chosen_by_writing_short_documents_can_be_judged() -> None:
+    config = RefineConfig(selection="write", rollout_length=10)
+    assert [num_probe_places(n, config) for n in (19, 40, 128, 640, 4096)] == [0, 2, 6, 8, 32]
+    by_entropy = config.replace(selection="entropy")
+    assert [num_probe_places(n, by_entropy) for n in (40, 128, 640, 4096)] == [0, 1, 8, 32]
 
 
 def test_places_do_not_depend_on_the_rollouts() -> None:
