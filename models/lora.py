@@ -157,8 +157,8 @@ class LoraDelta:
         a_QRI, b_QOR = pair
         if runs_on_triton(x_BTI, a_QRI):
             return self._on_triton(None, x_BTI, a_QRI, b_QOR)
-        if a_QRI.shape[0] == 1:
-            return F.linear(F.linear(x_BTI.to(a_QRI.dtype), a_QRI[0]), b_QOR[0])
+        # batched for a single delta, too: other products round otherwise, and alone must be as in
+        # company, bit for bit
         x_QNI = x_BTI.reshape(len(a_QRI), -1, x_BTI.shape[-1])
         return lora_side(x_QNI, a_QRI, b_QOR).view(*x_BTI.shape[:2], -1)
 
