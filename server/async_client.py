@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from imprint.server import client_calls as calls
 from imprint.server import client_routes as routes
-from imprint.server.client_calls import Call
+from imprint.server.client_calls import Call, Patience
 from imprint.server.client_errors import ServerUnreachableError, failure
-from imprint.server.client_types import Adaptation, AdaptationEvent, Document, Page
+from imprint.server.client_files import NewFile, async_pieces
+from imprint.server.client_methods import AsyncMethods
+from imprint.server.client_types import Adaptation, AdaptationEvent, Page
 from imprint.server.sse import EventReader
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _sent(
-    make: Callable[P, Call[R]],
-) -> Callable[Concatenate[AsyncImprintClient, P], Coroutine[Any, Any, R]]:
-    """The method that sends this call."""
-
-    @wraps(make)
-    async def method(self: AsyncImprintClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self._do(make(*args, **kwargs))
-
-    return method
-
-
-def _streamed(
-    make: Callable[P, Call[bytes]],
-) -> Callable[Concatenate[AsyncImprintClient, P], AsyncIterator[dict[str, Any]]]:
-    """The method that sends this call and gives the objects of its reply as they come."""
-
-    @wraps(make)
-    async def method(
-        self: AsyncImprintClient, /, *args: P.args, **kwargs: P.kwargs
-    ) -> AsyncIterator[dict[str, Any]]:
-        async for _, record in self._stream(make(*args, **kwargs)):
-            yield record
-
-    return method
-
-
-class AsyncImprintClient:
+class AsyncImprintClient(AsyncMethods):
     """Talks to one server. An async context manager; close it when done."""
 
     def __init__(
@@ -85,53 +59,6 @@ class AsyncImprintClient:
         """Whether the server says that it can work; False also when nothing answers."""
         return await self._is("ready")
 
-    health = _sent(routes.health)
-    version = _sent(routes.version)
-    metrics = _sent(routes.metrics)
-
-    create_document = _sent(routes.create_document)
-    upload_document = _sent(routes.upload_document)
-    append_document = _sent(routes.append_document)
-    document = _sent(routes.document)
-    document_text = _sent(routes.document_text)
-    documents_page = _sent(routes.documents_page)
-    delete_document = _sent(routes.delete_document)
-
-    adapt = _sent(routes.adapt)
-    adaptation = _sent(routes.adaptation)
-    adaptations_page = _sent(routes.adaptations_page)
-    cancel = _sent(routes.cancel)
-    delete = _sent(routes.delete)
-    events_page = _sent(routes.events_page)
-    study = _sent(routes.study)
-    study_profile = _sent(routes.study_profile)
-    study_tokens = _sent(routes.study_tokens)
-    adapter = _sent(routes.adapter)
-    import_adapter = _sent(routes.import_adapter)
-
-    answer = _sent(routes.answer)
-    stream_answer = _streamed(routes.stream_answer)
-    complete = _sent(routes.complete)
-    stream_complete = _streamed(routes.stream_complete)
-    chat = _sent(routes.chat)
-    stream_chat = _streamed(routes.stream_chat)
-    tokenize = _sent(routes.tokenize)
-    detokenize = _sent(routes.detokenize)
-    models_page = _sent(routes.models_page)
-    model = _sent(routes.model)
-
-    def documents(self) -> AsyncIterator[Document]:
-        """All documents, newest first, page by page."""
-        return self._walk(routes.documents_page)
-
-    def adaptations(self) -> AsyncIterator[Adaptation]:
-        """All jobs, newest first, page by page."""
-        return self._walk(routes.adaptations_page)
-
-    def models(self) -> AsyncIterator[dict[str, Any]]:
-        """The base model, then all adapted ones, newest first, page by page."""
-        return self._walk(routes.models_page)
-
     async def events(
         self, adaptation_id: str, *, after: str | None = None
     ) -> AsyncIterator[AdaptationEvent]:
@@ -167,6 +94,18 @@ class AsyncImprintClient:
             if job.is_terminal:
                 return job
             await self._sleep(calls.POLL_S)
+
+    async def export_adapter(self, adaptation_id: str, path: Path | str) -> int:
+        """Get an adapter as a safetensors file, for `import_adapter`; returns its bytes.
+
+        It is written piece by piece, and begun anew where the connection breaks; under its name
+        lies a whole file or none. Raises FileExistsError for a name that is taken, and OSError
+        where the file cannot be written.
+        """
+        with NewFile(Path(path)) as file:
+            await self._download(routes.adapter(adaptation_id), file)
+            await asyncio.to_thread(file.keep)
+            return file.num_bytes
 
     # ---- sending
 
@@ -205,12 +144,37 @@ class AsyncImprintClient:
             await response.aclose()
         raise calls.cut_short(self.url)
 
-    async def _send(self, call: Call[Any], *, whole: bool) -> httpx.Response:
+    async def _records(self, call: Call[bytes]) -> AsyncIterator[dict[str, Any]]:
+        async for _, record in self._stream(call):
+            yield record
+
+    async def _download(self, call: Call[bytes], file: NewFile) -> None:
+        patience = self._patience(call)
+        while True:
+            response = await self._send(call, whole=False, patience=patience)
+            file.restart()
+            try:
+                async for piece in response.aiter_bytes():
+                    await asyncio.to_thread(file.write, piece)
+                return
+            except httpx.TransportError as error:
+                delay_s = patience.after_break_s(error)
+            finally:
+                await response.aclose()
+            await self._sleep(delay_s)
+
+    def _patience(self, call: Call[Any]) -> Patience:
+        return Patience(call, url=self.url, max_wait_s=self._max_wait_s)
+
+    async def _send(
+        self, call: Call[Any], *, whole: bool, patience: Patience | None = None
+    ) -> httpx.Response:
         """An accepted response, `whole` or with its body still to be read; sends again where that
         may help."""
-        patience = calls.Patience(call, url=self.url, max_wait_s=self._max_wait_s)
+        patience = patience or self._patience(call)
         while True:
-            request = self._http.build_request(call.method, call.path, **call.request_arguments())
+            arguments = call.request_arguments(async_pieces)
+            request = self._http.build_request(call.method, call.path, **arguments)
             try:
                 response = await self._http.send(request, stream=not whole)
                 if response.is_success:

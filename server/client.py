@@ -2,23 +2,26 @@
 
 `ImprintClient` is synchronous, `AsyncImprintClient` the same for asyncio; most of their methods are
 described in `client_routes.py`. Both wait as the server asks (`Retry-After`) and try again, for a
-bounded time: what was refused so has not been done. A connection that breaks is taken up again
-where the call may be sent twice: what reads, and what makes something under an Idempotency-Key.
+bounded time: what was refused so has not been done. Where a connection breaks, the call is sent
+again if it may be sent twice: what reads, what makes something under an Idempotency-Key, and what
+is generated, of which nothing is kept. A stream is sent again only before its first object: what
+was given to the caller cannot be taken back. Deletions are not sent again: the second would find
+nothing, and say so.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from imprint.server import client_calls as calls
 from imprint.server import client_routes as routes
 from imprint.server.async_client import AsyncImprintClient
-from imprint.server.client_calls import Call
+from imprint.server.client_calls import Call, Patience
 from imprint.server.client_errors import (
     ApiError,
     BadReplyError,
@@ -26,6 +29,8 @@ from imprint.server.client_errors import (
     ServerUnreachableError,
     failure,
 )
+from imprint.server.client_files import NewFile, pieces
+from imprint.server.client_methods import BlockingMethods
 from imprint.server.client_types import (
     TERMINAL_STATUSES,
     Adaptation,
@@ -53,36 +58,10 @@ __all__ = [
     "ServerUnreachableError",
 ]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _sent(make: Callable[P, Call[R]]) -> Callable[Concatenate[ImprintClient, P], R]:
-    """The method that sends this call."""
-
-    @wraps(make)
-    def method(self: ImprintClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._do(make(*args, **kwargs))
-
-    return method
-
-
-def _streamed(
-    make: Callable[P, Call[bytes]],
-) -> Callable[Concatenate[ImprintClient, P], Iterator[dict[str, Any]]]:
-    """The method that sends this call and gives the objects of its reply as they come."""
-
-    @wraps(make)
-    def method(
-        self: ImprintClient, /, *args: P.args, **kwargs: P.kwargs
-    ) -> Iterator[dict[str, Any]]:
-        for _, record in self._stream(make(*args, **kwargs)):
-            yield record
-
-    return method
-
-
-class ImprintClient:
+class ImprintClient(BlockingMethods):
     """Talks to one server. A context manager; close it when done."""
 
     def __init__(
@@ -120,53 +99,6 @@ class ImprintClient:
         """Whether the server says that it can work; False also when nothing answers."""
         return self._is("ready")
 
-    health = _sent(routes.health)
-    version = _sent(routes.version)
-    metrics = _sent(routes.metrics)
-
-    create_document = _sent(routes.create_document)
-    upload_document = _sent(routes.upload_document)
-    append_document = _sent(routes.append_document)
-    document = _sent(routes.document)
-    document_text = _sent(routes.document_text)
-    documents_page = _sent(routes.documents_page)
-    delete_document = _sent(routes.delete_document)
-
-    adapt = _sent(routes.adapt)
-    adaptation = _sent(routes.adaptation)
-    adaptations_page = _sent(routes.adaptations_page)
-    cancel = _sent(routes.cancel)
-    delete = _sent(routes.delete)
-    events_page = _sent(routes.events_page)
-    study = _sent(routes.study)
-    study_profile = _sent(routes.study_profile)
-    study_tokens = _sent(routes.study_tokens)
-    adapter = _sent(routes.adapter)
-    import_adapter = _sent(routes.import_adapter)
-
-    answer = _sent(routes.answer)
-    stream_answer = _streamed(routes.stream_answer)
-    complete = _sent(routes.complete)
-    stream_complete = _streamed(routes.stream_complete)
-    chat = _sent(routes.chat)
-    stream_chat = _streamed(routes.stream_chat)
-    tokenize = _sent(routes.tokenize)
-    detokenize = _sent(routes.detokenize)
-    models_page = _sent(routes.models_page)
-    model = _sent(routes.model)
-
-    def documents(self) -> Iterator[Document]:
-        """All documents, newest first, page by page."""
-        return self._walk(routes.documents_page)
-
-    def adaptations(self) -> Iterator[Adaptation]:
-        """All jobs, newest first, page by page."""
-        return self._walk(routes.adaptations_page)
-
-    def models(self) -> Iterator[dict[str, Any]]:
-        """The base model, then all adapted ones, newest first, page by page."""
-        return self._walk(routes.models_page)
-
     def events(self, adaptation_id: str, *, after: str | None = None) -> Iterator[AdaptationEvent]:
         """A job's events (those later than the id `after`) until it ends, live.
 
@@ -199,6 +131,18 @@ class ImprintClient:
                 return job
             self._sleep(calls.POLL_S)
 
+    def export_adapter(self, adaptation_id: str, path: Path | str) -> int:
+        """Get an adapter as a safetensors file, for `import_adapter`; returns its bytes.
+
+        It is written piece by piece, and begun anew where the connection breaks; under its name
+        lies a whole file or none. Raises FileExistsError for a name that is taken, and OSError
+        where the file cannot be written.
+        """
+        with NewFile(Path(path)) as file:
+            self._download(routes.adapter(adaptation_id), file)
+            file.keep()
+            return file.num_bytes
+
     # ---- sending
 
     def _is(self, state: str) -> bool:
@@ -230,12 +174,37 @@ class ImprintClient:
             response.close()
         raise calls.cut_short(self.url)
 
-    def _send(self, call: Call[Any], *, whole: bool) -> httpx.Response:
+    def _records(self, call: Call[bytes]) -> Iterator[dict[str, Any]]:
+        for _, record in self._stream(call):
+            yield record
+
+    def _download(self, call: Call[bytes], file: NewFile) -> None:
+        patience = self._patience(call)
+        while True:
+            response = self._send(call, whole=False, patience=patience)
+            file.restart()
+            try:
+                for piece in response.iter_bytes():
+                    file.write(piece)
+                return
+            except httpx.TransportError as error:
+                delay_s = patience.after_break_s(error)
+            finally:
+                response.close()
+            self._sleep(delay_s)
+
+    def _patience(self, call: Call[Any]) -> Patience:
+        return Patience(call, url=self.url, max_wait_s=self._max_wait_s)
+
+    def _send(
+        self, call: Call[Any], *, whole: bool, patience: Patience | None = None
+    ) -> httpx.Response:
         """An accepted response, `whole` or with its body still to be read; sends again where that
         may help."""
-        patience = calls.Patience(call, url=self.url, max_wait_s=self._max_wait_s)
+        patience = patience or self._patience(call)
         while True:
-            request = self._http.build_request(call.method, call.path, **call.request_arguments())
+            arguments = call.request_arguments(pieces)
+            request = self._http.build_request(call.method, call.path, **arguments)
             try:
                 response = self._http.send(request, stream=not whole)
                 if response.is_success:

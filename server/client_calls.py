@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -39,30 +40,35 @@ class Call(Generic[Result]):
     path: str
     parse: Callable[[bytes], Result]
     body: dict[str, Any] | None = None
-    content: bytes | None = None
-    """The body of a request that is no JSON; its type is among `headers`."""
+    upload: Path | None = None
+    """A file that is the body; its type is among `headers`."""
     headers: dict[str, str] | None = None
     params: dict[str, Any] | None = None
     file: tuple[str, bytes] | None = None
     """Name and content of a file; the body is sent as form fields beside it."""
     idempotency_key: str | None = None
     """Where the server honours one: it does such a call once, however often it is sent."""
+    lasting: bool = True
+    """Whether the server keeps something of it. What is generated is not kept, and given up when
+    nobody waits for it any more."""
 
     @property
     def repeatable(self) -> bool:
-        """Whether sending it twice does no more than sending it once."""
-        return self.method == "GET" or self.idempotency_key is not None
+        """Whether sending it twice leaves no more behind than sending it once."""
+        return self.method == "GET" or self.idempotency_key is not None or not self.lasting
 
-    def request_arguments(self) -> dict[str, Any]:
-        """Arguments of httpx's `build_request`."""
+    def request_arguments(self, pieces: Callable[[Path], Any]) -> dict[str, Any]:
+        """Arguments of httpx's `build_request`; `pieces` reads the file that is sent, from its
+        beginning. Raises OSError where there is none."""
         headers = dict(self.headers or {})
         if self.idempotency_key is not None:
             headers["Idempotency-Key"] = self.idempotency_key
         shared = {"headers": headers, "params": self.params}
         if self.file is not None:
             return {**shared, "files": {"file": self.file}, "data": self.body or {}}
-        if self.content is not None:
-            return {**shared, "content": self.content}
+        if self.upload is not None:
+            headers["Content-Length"] = str(self.upload.stat().st_size)  # refused by its head alone
+            return {**shared, "content": pieces(self.upload)}
         return {**shared, "json": self.body}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -179,13 +180,15 @@ def study_tokens(adaptation_id: str, *, limit: int = 2000, after: int = 0) -> Ca
 
 
 def adapter(adaptation_id: str) -> Call[bytes]:
-    """The adapter as a safetensors file, for `import_adapter`."""
+    """The adapter as a safetensors file."""
     return _get(f"{_path('adaptations', adaptation_id)}/adapter", bytes)
 
 
-def import_adapter(data: bytes) -> Call[Adaptation]:
-    """Take in the file of an adapter, made on any server of the same model; see `wait`."""
-    return _post("/v1/adapters", _adaptation, None, content=data, headers=_FILE, once=True)
+def import_adapter(path: Path | str) -> Call[Adaptation]:
+    """Take in an adapter's file, of any server of the same model, sent in pieces; see `wait`.
+    Raises OSError where it cannot be read."""
+    file = Path(path)
+    return _post("/v1/adapters", _adaptation, None, upload=file, headers=_FILE, once=True)
 
 
 # ---- text
@@ -198,27 +201,27 @@ def answer(request: AnswerRequest) -> Call[Json]:
 
 def stream_answer(request: AnswerRequest) -> Call[bytes]:
     """The same as a stream of objects: progress, text and, last, the whole reply."""
-    return _post("/v1/answers", bytes, {**request.body(), "stream": True})
+    return _generate("/v1/answers", bytes, {**request.body(), "stream": True})
 
 
 def complete(body: Json) -> Call[Json]:
     """A completion, the body and the reply in OpenAI's shape."""
-    return _post("/v1/completions", parse_object, body)
+    return _generate("/v1/completions", parse_object, body)
 
 
 def stream_complete(body: Json) -> Call[bytes]:
     """The same as a stream of chunks."""
-    return _post("/v1/completions", bytes, {**body, "stream": True})
+    return _generate("/v1/completions", bytes, {**body, "stream": True})
 
 
 def chat(body: Json) -> Call[Json]:
     """A chat completion, the body and the reply in OpenAI's shape."""
-    return _post("/v1/chat/completions", parse_object, body)
+    return _generate("/v1/chat/completions", parse_object, body)
 
 
 def stream_chat(body: Json) -> Call[bytes]:
     """The same as a stream of chunks."""
-    return _post("/v1/chat/completions", bytes, {**body, "stream": True})
+    return _generate("/v1/chat/completions", bytes, {**body, "stream": True})
 
 
 def tokenize(
@@ -235,13 +238,13 @@ def tokenize(
         model=model,
         return_token_strs=return_token_strs,
     )
-    return _post("/v1/tokenize", parse_object, body)
+    return _generate("/v1/tokenize", parse_object, body)
 
 
 def detokenize(tokens: Sequence[int], *, model: str | None = None) -> Call[str]:
     """The text of tokens."""
     body = present(tokens=list(tokens), model=model)
-    return _post("/v1/detokenize", _text("prompt"), body)
+    return _generate("/v1/detokenize", _text("prompt"), body)
 
 
 # ---- the server
@@ -285,7 +288,7 @@ def _post(
     body: Json | None,
     *,
     once: bool = False,
-    content: bytes | None = None,
+    upload: Path | None = None,
     headers: dict[str, str] | None = None,
     file: tuple[str, bytes] | None = None,
 ) -> Call[Item]:
@@ -296,11 +299,16 @@ def _post(
         path=path,
         parse=parse,
         body=body,
-        content=content,
+        upload=upload,
         headers=headers,
         file=file,
         idempotency_key=key,
     )
+
+
+def _generate(path: str, parse: Callable[[bytes], Item], body: Json) -> Call[Item]:
+    """Of which the server keeps nothing."""
+    return Call(method="POST", path=path, parse=parse, body=body, lasting=False)
 
 
 def _path(kind: str, id: str) -> str:

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 
 from imprint.adapters.config import RefineConfig
 from imprint.server.client import Adaptation
-from imprint.server.commands.common import CommandError, read_document, read_fields, write_json
+from imprint.server.commands.common import read_document, read_fields, write_json
 from imprint.server.commands.connection import add_connection, connect
 from imprint.server.commands.descriptions import Commands, add_command
+from imprint.server.commands.listing import check_outcome
 from imprint.server.commands.progress import StudyDisplay
 
 
@@ -59,9 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(job.body)
     else:
         _write_outcome(job)
-    if job.status not in ("succeeded", "rejected"):
-        error = job.body.get("error") or {}
-        raise CommandError(f"the adaptation ended as {job.status}: {error.get('message', '')}")
+    check_outcome(job)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from imprint.server.commands import bench_serve
@@ -132,7 +133,7 @@ def run_step(arguments: argparse.Namespace) -> int:
 
     try:
         numbers = run_step_benchmark(
-            model=model_folder(arguments.model, arguments.revision).folder,
+            model=_model(arguments),
             num_tokens=arguments.num_tokens,
             positions=arguments.positions,
             rollout_length=arguments.rollout_length,
@@ -164,7 +165,7 @@ def run_kernels(arguments: argparse.Namespace) -> int:
     check_device(arguments.device)
     dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     config = KernelBenchmark(
-        model=model_folder(arguments.model, arguments.revision).folder,
+        model=_model(arguments),
         device=arguments.device,
         dtype=getattr(torch, dtype),
         threads=arguments.threads,
@@ -189,7 +190,7 @@ def run_adapt(arguments: argparse.Namespace) -> int:
 
     keep_freed_memory()  # as a worker does
     config = AdaptationBenchmark(
-        model=model_folder(arguments.model, arguments.revision).folder,
+        model=_model(arguments),
         num_documents=arguments.documents,
         num_tokens=arguments.tokens,
         preset=arguments.preset,
@@ -207,7 +208,7 @@ def run_answer(arguments: argparse.Namespace) -> int:
     from imprint.server.answer_benchmark import run_answer_benchmark
 
     numbers = run_answer_benchmark(
-        model=model_folder(arguments.model, arguments.revision).folder,
+        model=_model(arguments),
         num_questions=arguments.num_questions,
         document_tokens=arguments.document_tokens,
         background_tokens=arguments.background_tokens,
@@ -216,6 +217,10 @@ def run_answer(arguments: argparse.Namespace) -> int:
     )
     _write(numbers, as_json=arguments.json)
     return 0
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    return model_folder(arguments.model, arguments.revision).folder
 
 
 def _check(arguments: argparse.Namespace, *names: str) -> None:

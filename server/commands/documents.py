@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from imprint.server.client import Document, ImprintClient
-from imprint.server.commands.common import read_document, write_json
+from imprint.server.commands.common import read_document
 from imprint.server.commands.connection import add_server, ask
-from imprint.server.commands.descriptions import Commands, Run, add_command, add_group
+from imprint.server.commands.descriptions import Commands, add_command, add_group
 from imprint.server.commands.listing import (
     add_paging,
     read_file,
     write_deleted,
-    write_line,
+    write_object,
     write_page,
 )
 
@@ -28,25 +29,22 @@ def add_parser(commands: Commands) -> None:
         "stored documents of a running server",
         'imprint documents add report.pdf --title "Annual report"\nimprint documents list --json',
     )
-
-    def action(name: str, about: str, run: Run, examples: str) -> argparse.ArgumentParser:
-        return add_command(actions, name, about, examples, run=run)
-
+    action = partial(add_command, actions)
     add = action(
         "add",
         "store a file: txt, md, html, pdf or docx",
-        run_add,
         'imprint documents add report.pdf --title "Annual report"\n'
         "imprint documents add notes.md --json",
+        run=run_add,
     )
     add.add_argument("file", metavar="FILE")
     add.add_argument("--title", help="a name for people")
     append = action(
         "append",
         "add a text to a document; only what is new is read",
-        run_append,
         f"imprint documents append {_ID} more.txt\n"
         f"imprint documents append {_ID} more.txt --version 1 --preset fast",
+        run=run_append,
     )
     append.add_argument("id", metavar="ID")
     append.add_argument("file", metavar="FILE", help="text file, UTF-8; - is standard input")
@@ -58,23 +56,23 @@ def add_parser(commands: Commands) -> None:
         action(
             "list",
             "list documents, newest first",
-            run_list,
             f"imprint documents list\nimprint documents list --limit 100 --after {_ID} --json",
+            run=run_list,
         )
     )
     show = action(
         "show",
         "show a document",
-        run_show,
         f"imprint documents show {_ID}\nimprint documents show {_ID} --text",
+        run=run_show,
     )
     show.add_argument("id", metavar="ID")
     show.add_argument("--text", action="store_true", help="print its text")
     delete = action(
         "delete",
         "delete a document and its adaptations",
-        run_delete,
         f"imprint documents delete {_ID}",
+        run=run_delete,
     )
     delete.add_argument("id", metavar="ID")
     for parser in actions.choices.values():
@@ -89,7 +87,7 @@ def run_add(arguments: argparse.Namespace) -> int:
     def call(client: ImprintClient) -> Document:
         return client.upload_document(name, data, title=arguments.title)
 
-    _write(ask(arguments, call), arguments.json)
+    _write(ask(arguments, call), as_json=arguments.json)
     return 0
 
 
@@ -102,7 +100,7 @@ def run_append(arguments: argparse.Namespace) -> int:
         made = client.append_document(arguments.id, text, version=arguments.version, method=method)
         return made.document
 
-    _write(ask(arguments, call), arguments.json)
+    _write(ask(arguments, call), as_json=arguments.json)
     return 0
 
 
@@ -117,13 +115,11 @@ def run_list(arguments: argparse.Namespace) -> int:
 def run_show(arguments: argparse.Namespace) -> int:
     """Print a document, or its text."""
     if not arguments.text:
-        _write(ask(arguments, lambda client: client.document(arguments.id)), arguments.json)
+        document = ask(arguments, lambda client: client.document(arguments.id))
+        _write(document, as_json=arguments.json)
         return 0
     text = ask(arguments, lambda client: client.document_text(arguments.id))
-    if arguments.json:
-        write_json({"id": arguments.id, "text": text})
-    else:
-        write_line(text)
+    write_object({"id": arguments.id, "text": text}, text, as_json=arguments.json)
     return 0
 
 
@@ -139,8 +135,5 @@ def _line(document: Document) -> str:
     return f"{document.id}  {document.num_tokens} tokens  {title}"
 
 
-def _write(document: Document, as_json: bool) -> None:
-    if as_json:
-        write_json(document.body)
-    else:
-        write_line(_line(document))
+def _write(document: Document, *, as_json: bool) -> None:
+    write_object(document.body, _line(document), as_json=as_json)

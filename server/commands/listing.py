@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from imprint.server.client import Page
-from imprint.server.commands.common import UsageError, error_console, printable, write_json
+from imprint.server.client import Adaptation, Page
+from imprint.server.commands.common import (
+    CommandError,
+    UsageError,
+    error_console,
+    printable,
+    write_json,
+)
 
 Item = TypeVar("Item")
 
@@ -34,15 +41,18 @@ def write_page(
         write_json({"data": items, "has_more": page.has_more, "last_id": page.last_id})
         return
     for item in page.items:
-        write_line(line(item))
+        _write_line(line(item))
     if page.has_more:
         told = f"imprint: there are more: --after {page.last_id}"
         error_console().print(printable(told), markup=False, soft_wrap=True)
 
 
-def write_line(text: str) -> None:
-    """One line of results."""
-    sys.stdout.write(printable(text).rstrip() + "\n")
+def write_object(body: dict[str, Any], line: str, *, as_json: bool) -> None:
+    """One result: as a line, or as JSON."""
+    if as_json:
+        write_json(body)
+    else:
+        _write_line(line)
 
 
 def write_deleted(id: str, *, as_json: bool) -> None:
@@ -51,9 +61,28 @@ def write_deleted(id: str, *, as_json: bool) -> None:
         write_json({"id": id, "deleted": True})
 
 
+@contextmanager
+def using_file(name: str, doing: str) -> Iterator[None]:
+    """Where it can't be used, raises `UsageError` that names it; `doing` is to read or write."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot {doing} {name}: {error.strerror or error}") from None
+
+
 def read_file(name: str) -> bytes:
     """The bytes of a file that is to be sent. Raises `UsageError` that names it."""
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {name}: {error.strerror or error}") from None
+    with using_file(name, "read"):
+        data = Path(name).read_bytes()
+    return data
+
+
+def check_outcome(job: Adaptation) -> None:
+    """Raises `CommandError` for an adaptation that came to nothing."""
+    if job.status not in ("succeeded", "rejected"):
+        error = job.body.get("error") or {}
+        raise CommandError(f"the adaptation ended as {job.status}: {error.get('message', '')}")
+
+
+def _write_line(text: str) -> None:
+    sys.stdout.write(printable(text).rstrip() + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -98,7 +99,9 @@ async def test_text_in_openais_shapes(asked: AsyncImprintClient) -> None:
     assert "imprint_http_requests_total" in await asked.metrics()
 
 
-async def test_a_document_grows_and_what_is_no_adapter_is_refused(asked: Any) -> None:
+async def test_a_document_grows_and_what_is_no_adapter_is_refused(
+    asked: Any, tmp_path: Path
+) -> None:
     stored = await asked.create_document("a harbour", expires_after_s=3600, metadata={"a": "b"})
     added = await asked.append_document(stored.id, " by the sea", version=1)
     assert (added.document.id, added.document.body["version"]) == (stored.id, 2)
@@ -110,8 +113,10 @@ async def test_a_document_grows_and_what_is_no_adapter_is_refused(asked: Any) ->
     filed = await asked.upload_document("a.txt", b"text", metadata={"c": "d"}, expires_after_s=9)
     assert filed.body["metadata"] == {"c": "d"}
     assert filed.body["expires_at"] is not None
+    file = tmp_path / "file"
+    file.write_bytes(b"no adapter")
     with pytest.raises(ApiError) as caught:
-        await asked.import_adapter(b"no adapter")
+        await asked.import_adapter(file)
     assert caught.value.code == "adapter_torn"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -64,7 +65,6 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "complete": ({},),
     "create_document": ("text",),
     "detokenize": ([1],),
-    "import_adapter": (b"file",),
     "stream_answer": (ASKED,),
     "stream_chat": ({},),
     "stream_complete": ({},),
@@ -75,13 +75,20 @@ WITHOUT = {"adaptations", "close", "documents", "health", "metrics", "models", "
 WITHOUT |= {"adaptations_page", "documents_page", "models_page", "is_live", "is_ready"}
 
 
-def call_everything(wire: Wire) -> None:
+def call_everything(wire: Wire, folder: Path) -> None:
     """Every method but `wait`, which has no route of its own."""
+    file = folder / "adapter"
+    file.write_bytes(b"file")
+    arguments = {
+        **ARGUMENTS,
+        "import_adapter": (file,),
+        "export_adapter": ("id_1", folder / "new"),
+    }
     with wire.client() as client:
         for name, method in inspect.getmembers(client, inspect.ismethod):
             if name.startswith("_") or name in ("close", "wait"):
                 continue
-            found = method(*ARGUMENTS.get(name, () if name in WITHOUT else ("id_1",)))
+            found = method(*arguments.get(name, () if name in WITHOUT else ("id_1",)))
             if isinstance(found, Iterator):
                 list(found)
 
@@ -105,15 +112,15 @@ def operation(request: httpx.Request, paths: Any) -> tuple[str, str]:
     raise AssertionError(f"no route: {request.method} {request.url.path}")
 
 
-def test_every_route_has_a_method(described: Any) -> None:
+def test_every_route_has_a_method(described: Any, tmp_path: Path) -> None:
     wire = Wire()
-    call_everything(wire)
+    call_everything(wire, tmp_path)
     assert {operation(request, described) for request in wire.requests} == set(described)
 
 
-def test_keys_are_sent_where_they_are_honoured(described: Any) -> None:
+def test_keys_are_sent_where_they_are_honoured(described: Any, tmp_path: Path) -> None:
     wire = Wire()
-    call_everything(wire)
+    call_everything(wire, tmp_path)
     honoured = {
         place
         for place, operation in described.items()
@@ -177,15 +184,45 @@ def test_a_refusal_of_what_was_sent_again_is_waited_out() -> None:
     "send",
     [
         lambda client: client.chat({}),
-        lambda client: client.delete("adp_1"),
+        lambda client: client.complete({}),
+        lambda client: client.tokenize("text"),
         lambda client: list(client.stream_answer(ASKED)),
+        lambda client: list(client.stream_chat({})),
     ],
 )
-def test_what_could_be_done_twice_is_not_sent_again(send: Any) -> None:
+def test_what_is_not_kept_is_sent_again(send: Any) -> None:
+    wire = Wire(BROKEN)
+    send(wire.client())
+    assert len(wire.requests) == 2
+    assert wire.slept_s == [FIRST_RESEND_S]
+
+
+def test_a_stream_is_not_sent_again_once_it_has_begun() -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b'data: {"object": "answer.delta"}\n\n'
+        raise httpx.ReadError("reset")
+
+    wire = Wire(httpx.Response(200, content=pieces()))
+    stream = wire.client().stream_answer(ASKED)
+    assert next(stream) == {"object": "answer.delta"}
+    with pytest.raises(ServerUnreachableError, match="broke: reset"):
+        next(stream)
+    assert len(wire.requests) == 1
+
+
+def test_a_deletion_is_not_sent_again() -> None:
     wire = Wire(BROKEN)
     with pytest.raises(ServerUnreachableError, match="the connection to http://a broke: reset"):
-        send(wire.client())
+        wire.client().delete("adp_1")
     assert len(wire.requests) == 1
+
+
+def test_methods_describe_themselves() -> None:
+    assert list(inspect.signature(ImprintClient.adaptation).parameters) == ["self", "adaptation_id"]
+    with Wire().client() as client:
+        assert list(inspect.signature(client.adaptation).parameters) == ["adaptation_id"]
+        assert client.documents.__name__ == "documents"
+    assert AsyncImprintClient.adapt.__doc__ == routes.adapt.__doc__
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("no"), httpx.ReadTimeout("slow")])
