@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     keep_alive_s: float = Field(default=15.0, gt=0)
     """Silence after which an SSE stream sends a comment, so that proxies keep it open."""
     write_timeout_s: float = Field(default=60.0, gt=0)
-    """A client that takes nothing of its stream for this long is hung up on."""
+    """A client that takes nothing of a response for this long is hung up on."""
 
     num_slots: int = Field(default=64, ge=1)
     """Sequences that decode at once on a worker; each holds one recurrent state."""

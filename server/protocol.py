@@ -1,11 +1,13 @@
 """HTTP/1.1 on a socket, with bounds that uvicorn does not set. Knows bytes and timers, no routes.
 
-A client gets a limited time to send a request's head, a limited number of connections is open at
-once, and what is no HTTP is refused in the one error shape.
+A client gets a limited time to send a request's head and to take something of what it is sent, a
+limited number of connections is open at once, and what is no HTTP is refused in the one error
+shape.
 """
 
 import asyncio
 import json
+import logging
 import secrets
 import sys
 from typing import Any, Literal
@@ -19,6 +21,8 @@ from imprint.server.config import Settings
 from imprint.server.errors import STATUS_CODES, error_body
 from imprint.server.security import SECURITY_HEADERS
 
+logger = logging.getLogger(__name__)
+
 LINGER_S = 5.0
 """How long what still comes is read and thrown away after an early answer: a connection that is
 closed with unread bytes may lose the answer on its way."""
@@ -31,16 +35,19 @@ class GuardedProtocol(H11Protocol):
     """One connection. Subclasses made by `uvicorn_config` carry the limits."""
 
     head_timeout_s: float
+    write_timeout_s: float
     max_connections: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._over = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse one connection too many; else wait for a head."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # any byte that waits is watched
         if len(self.connections) > self.max_connections:
             message = f"{self.max_connections} connections are open; try again later"
             self._respond(503, message, code="queue_full", retry_after_s=1)
@@ -64,7 +71,35 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         self._stop_head_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not take all that it is sent at once."""
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        """It has taken all."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def _watch_writing(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        later = self.loop.call_later
+        self._write_timer = later(self.write_timeout_s, self._end_stalled, waiting)
+
+    def _end_stalled(self, waiting: int) -> None:
+        if self.transport.get_write_buffer_size() < waiting:
+            self._watch_writing()
+            return
+        logger.warning("a client took nothing of a response for %g s", self.write_timeout_s)
+        self.transport.abort()
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _end_linger(self, cycle: object) -> None:
         if self._over or (self.cycle is cycle and self.conn.their_state is h11.SEND_BODY):
@@ -145,6 +180,7 @@ def uvicorn_config(
     """How uvicorn serves the app: by this protocol, within the settings' limits."""
     limits = {
         "head_timeout_s": settings.head_timeout_s,
+        "write_timeout_s": settings.write_timeout_s,
         "max_connections": settings.max_connections,
     }
     return uvicorn.Config(

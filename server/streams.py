@@ -30,10 +30,6 @@ class ClientDisconnectedError(Exception):
     """Nobody waits for the response any more."""
 
 
-class ClientStalledError(Exception):
-    """The client keeps its connection open and reads nothing from it."""
-
-
 def encode_event(data: object, *, id: int | None = None) -> bytes:
     """One event: JSON on one line, also for clients that know more line ends than SSE does."""
     head = "" if id is None else f"id: {id}\n"
@@ -70,7 +66,6 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._keep_alive_s = settings.keep_alive_s
-        self._write_timeout_s = settings.write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send_all(send))
@@ -79,9 +74,6 @@ class EventStream(Response):
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
-        except ClientStalledError:
-            # Returning with the response unfinished makes the server close the connection.
-            logger.warning("a client took nothing of its stream for %g s", self._write_timeout_s)
         finally:
             await _stop(sending, gone)
             await self._events.aclose()
@@ -92,23 +84,14 @@ class EventStream(Response):
         try:
             async with aclosing(self._with_keep_alives()) as chunks:
                 async for chunk in chunks:
-                    await self._send(send, chunk)
+                    await _send(send, chunk)
         except ImprintError as error:
-            await self._send(send, encode_event(error.body()))
-        except ClientStalledError:
-            raise
+            await _send(send, encode_event(error.body()))
         except Exception:  # the status is sent: only an event can still say so
             logger.exception("a stream failed")
             body = error_body(500, "the server failed on this request", code="internal_error")
-            await self._send(send, encode_event(body))
-        await self._send(send, DONE, more=False)
-
-    async def _send(self, send: Send, chunk: bytes, *, more: bool = True) -> None:
-        try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await send({"type": "http.response.body", "body": chunk, "more_body": more})
-        except TimeoutError:
-            raise ClientStalledError from None
+            await _send(send, encode_event(body))
+        await _send(send, DONE, more=False)
 
     async def _with_keep_alives(self) -> AsyncGenerator[bytes, None]:
         while True:
@@ -142,6 +125,10 @@ async def open_stream(
                 yield chunk
 
     return EventStream(all_events(), settings)
+
+
+async def _send(send: Send, chunk: bytes, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": chunk, "more_body": more})
 
 
 async def _disconnected(receive: Receive) -> None:
