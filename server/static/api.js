@@ -26,7 +26,8 @@ export function setApiKey(key) {
 /** The response, if it is a success; otherwise throws ApiError. */
 export async function request(method, path, { body, headers = {}, signal } = {}) {
   const sent = { ...headers };
-  if (apiKey()) sent.Authorization = `Bearer ${apiKey()}`;
+  const key = apiKey();
+  if (key) sent.Authorization = `Bearer ${key}`;
   let payload = body;
   if (body !== undefined && !(body instanceof FormData)) {
     sent["Content-Type"] = "application/json";
@@ -41,7 +42,7 @@ export async function request(method, path, { body, headers = {}, signal } = {})
   }
   if (response.ok) return response;
   const error = await errorOf(response);
-  if (response.status === 401) hooks.unauthorized(error.message);
+  if (response.status === 401 && key === apiKey()) hooks.unauthorized(error.message); // else another is in use by now
   throw error;
 }
 

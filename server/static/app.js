@@ -102,8 +102,9 @@ function setUpKeys() {
   const open = (message = "") => {
     byId("key-error").textContent = message;
     byId("key-error").hidden = !message;
+    if (dialog.open) return; // a key may be half typed
     byId("key").value = apiKey();
-    if (!dialog.open) dialog.showModal();
+    dialog.showModal();
     byId("key").focus();
   };
   const use = (key) => {

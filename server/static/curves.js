@@ -25,7 +25,7 @@ const CHARTS = [
   },
   {
     title: "Probe", hint: "nats, lower is better", name: "probe_nats", base: "probe_base_nats",
-    about: "Recall at places that take no part; the dashed line is the unchanged model",
+    about: "Recall at the places that judge the study; the dashed line is the unchanged model",
   },
 ];
 
@@ -69,7 +69,10 @@ export class Curves {
     const caption = el("figcaption", {},
       el("span", { class: "curve-title" }, chart.title, el("span", { class: "hint" }, chart.hint)),
       el("span", { class: "curve-value" }, last ? number(last[chart.name], 3) : "–"));
-    if (!last) return [caption, el("p", { class: "note curve-empty" }, "No step yet")];
+    if (!last) {
+      const why = this.#points.length ? "Nothing is rolled out in this study" : "No step yet";
+      return [caption, el("p", { class: "note curve-empty" }, why)];
+    }
     const first = points[0];
     const summary = `${chart.title} after step ${first.step}: ${number(first[chart.name], 3)}, after step ` +
       `${last.step}: ${number(last[chart.name], 3)}. ${chart.about}.`;

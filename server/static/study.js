@@ -181,7 +181,7 @@ export class Study {
     this.textBody.remove();
     this.textPart.append(
       el("p", { class: "note" }, `On average ${words.number(profile.entropy_mean)} nats of uncertainty a token.`,
-        this.adaptation.method.type !== "read" && " The marks are the positions that a step practised at."),
+        this.adaptation.method.type !== "read" && ` ${words.positions(this.adaptation.method)}`),
       legend(profile), this.#heatmap.strip, this.stepRow,
       el("div", { class: "text-pair" }, el("div", {}, this.#heatmap.box, this.#heatmap.readout),
         this.#branches.element),

@@ -121,25 +121,52 @@ export function verdict(adaptation) {
       "studied for, question by question.";
     return { tone: "plain", title: "Read, not studied", text };
   }
-  return status === "succeeded" ? accepted(result ?? {}) : refused(result ?? {});
+  return status === "succeeded"
+    ? accepted(result ?? {}, adaptation.method)
+    : refused(result ?? {}, adaptation.method);
 }
 
-function accepted(result) {
-  const strength = result.alpha && result.alpha < 1
-    ? ` At full strength it did not pass; at ${Math.round(result.alpha * 100)} % it did.`
-    : "";
+function accepted(result, method) {
   return {
     tone: "good",
     title: "Studying helped",
-    text: `At places that took no part in the study, the right next token became ` +
-      `${likelier(result.probe_gain_nats ?? 0)} (${change(result)}).${side(result)}${strength} ` +
-      "Answers use what was learned.",
+    text: `${judgedAt(method)}, the right next token became ` +
+      `${likelier(result.probe_gain_nats ?? 0)} (${change(result)}).${side(result)} ` +
+      strength(result.alpha ?? 1, method),
   };
 }
 
-function refused(result) {
+/** How much of what was learned is used: a part of it keeps more of what was known before. */
+function strength(alpha, { blend_factors: [first] = [1] }) {
+  const percent = (share) => `${Math.round(share * 100)} %`;
+  const passed = alpha < first ? `With ${percent(first)} of what was learned it did not pass; with less it did. ` : "";
+  return alpha < 1
+    ? `${passed}Answers use ${percent(alpha)} of what was learned, which harms less of what the memory had.`
+    : "Answers use what was learned.";
+}
+
+/** Which places the gate asked for. */
+function judgedAt({ selection }) {
+  return selection === "write"
+    ? "At the places that its memory wrote most strongly, asked for with a shorter cue than in practice"
+    : "At places that took no part in the study";
+}
+
+/** Where the positions of a step come from. */
+export function positions({ selection }) {
+  const where = {
+    write: "drawn where the memory wrote most strongly, not where the model was unsure",
+    entropy: "drawn where the model was unsure",
+    argmax: "where the model was most unsure",
+    argmin: "where the model was surest",
+    uniform: "drawn anywhere",
+  };
+  return `The marks are the positions that a step practised at: ${where[selection] ?? selection}.`;
+}
+
+function refused(result, method) {
   const tested = result.probe_gain_nats
-    ? `At places that took no part, the right next token became ` +
+    ? `${judgedAt(method)}, the right next token became ` +
       `${likelier(result.probe_gain_nats)} (${change(result)}).${side(result)} `
     : "";
   return {

@@ -59,7 +59,16 @@ class LongText:
         box.evaluate("(box, share) => { box.scrollTop = share * box.scrollHeight }", share)
 
     def top(self) -> str:
-        """The token at the upper edge of what is seen."""
+        """The token at the upper edge of what is seen, once all that is seen has come."""
+        self.watched.page.wait_for_function(
+            """() => {
+              const box = document.querySelector(".heat-box").getBoundingClientRect();
+              return [...document.querySelectorAll(".heat-page.away")].every((page) => {
+                const { top, bottom } = page.getBoundingClientRect();
+                return bottom < box.top || top > box.bottom;
+              });
+            }"""
+        )
         text = self.watched.page.evaluate(
             """() => {
               const box = document.querySelector(".heat-box").getBoundingClientRect();
