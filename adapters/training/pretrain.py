@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imprint.adapters.evaluation.question_files import read_questions
 from imprint.adapters.evaluation.wordings import RULER, TRAINING
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.corpus import Prose
+from imprint.adapters.training.reading_tasks import Passages
 from imprint.adapters.training.tasks import Sample, Tasks
 from imprint.adapters.training.tokenizer import train_tokenizer
 from imprint.models.checkpoint import load_model, save_model
@@ -158,6 +160,7 @@ class Pretraining:
         out: Path,
         *,
         init: Path | None = None,
+        questions: Path | None = None,
         threads: int = 1,
     ) -> None:
         self.config, self.out, self.init, self.threads = config, out, init, threads
@@ -170,7 +173,8 @@ class Pretraining:
         if not (out / "tokenizer.json").exists():
             log.info("training a tokenizer of %d tokens", config.model.vocab_size)
             train_tokenizer(tokenizer_texts(prose, config.seed), config.model.vocab_size, out)
-        self.tasks = Tasks(prose, load_tokenizer(out))
+        passages = Passages(read_questions(questions)) if questions is not None else None
+        self.tasks = Tasks(prose, load_tokenizer(out), passages)
         self.step = self.num_tokens = 0
         self.seconds = 0.0
         self.model = self._restore()
@@ -257,7 +261,7 @@ class Pretraining:
         total_weight = weights_BT[:, 1:].sum()
 
         def learn(part: tuple[Tensor, Tensor]) -> tuple[float, Tensor]:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.autocast):
                 loss, right_BT = weighted_loss(self.model, *part)
             loss = loss / total_weight
             loss.backward()  # type: ignore[no-untyped-call]
@@ -286,17 +290,19 @@ def pretrain(
     out: Path,
     *,
     init: Path | None = None,
+    questions: Path | None = None,
     threads: int = 2,
     said: Said = log_line,
 ) -> None:
     """Train as `config_path` says on every train-*.jsonl.zst of `corpus`, into the folder `out`.
 
     A run that has been interrupted goes on; a new one starts from nothing, or from the weights and
-    the tokenizer of the checkpoint `init`.
+    the tokenizer of the checkpoint `init`. The kind `questions` practises on those of a file.
     """
     files = sorted(corpus.glob("train-*.jsonl.zst"))
     if not files:
         raise ValueError(f"{corpus} holds no train-*.jsonl.zst files")
     torch.set_num_threads(1)
     config = PretrainConfig.load(config_path)
-    Pretraining(config, files, out, init=init, threads=threads).run(said=said)
+    run = Pretraining(config, files, out, init=init, questions=questions, threads=threads)
+    run.run(said=said)

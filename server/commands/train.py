@@ -52,6 +52,12 @@ def add_parser(commands: Commands) -> None:
         help="start a new run from this checkpoint's weights and tokenizer",
     )
     pretrain.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="questions with their contexts to practise on (.jsonl or .jsonl.zst)",
+    )
+    pretrain.add_argument(
         "--threads", type=int, default=2, metavar="N", help="parts of a batch computed at once"
     )
     pretrain.add_argument("--json", action="store_true", help="progress as JSON lines")
@@ -70,6 +76,8 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--corpus: {arguments.corpus} is not a folder")
     if arguments.init is not None and not arguments.init.is_dir():
         raise UsageError(f"--init: {arguments.init} is not a folder")
+    if arguments.questions is not None and not arguments.questions.is_file():
+        raise UsageError(f"--questions: {arguments.questions} is not a file")
     if arguments.threads < 1:
         raise UsageError(f"--threads must be at least 1, got {arguments.threads}")
     from imprint.adapters.training.pretrain import log_line, pretrain
@@ -81,6 +89,7 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
             arguments.corpus,
             arguments.out,
             init=arguments.init,
+            questions=arguments.questions,
             threads=arguments.threads,
             said=_say_json if arguments.json else log_line,
         )

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from imprint.adapters.training.config import PretrainConfig
-from imprint.adapters.training.pretrain import Pretraining, pretrain, prime_induction
+from imprint.adapters.training.pretrain import (
+    Pretraining,
+    draw_batch,
+    pretrain,
+    prime_induction,
+    weighted_loss,
+)
 from imprint.models import DeltaNet, DeltaNetConfig, load_model, load_tokenizer
 from imprint.server.cli import main
 
@@ -113,6 +119,38 @@ def test_the_command_says_how_it_goes_as_json(
     assert main(["train", "pretrain", *run, "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1])["num_tokens"] >= 2048
+
+
+def test_the_command_practises_questions_of_a_file(
+    config_file: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = config_file.read_text().replace("repeat = 1.0", "questions = 1.0")
+    config_file.write_text(text.replace("64 = 1.0", "256 = 1.0"))
+    row = {"context": "Seven men carried lanterns.", "question": "Who?", "answers": ["Seven men"]}
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps(row) + "\n")
+    run = ["--config", str(config_file), "--corpus", str(corpus), "--out", str(tmp_path / "run")]
+    assert main(["train", "pretrain", *run]) == 2
+    assert "'questions' needs a file" in capsys.readouterr().err
+    assert main(["train", "pretrain", *run, "--questions", str(questions), "--json"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "questions" in last["right"]
+
+
+def test_without_autocast_a_step_is_computed_in_float32(
+    config_file: Path, corpus: Path, tmp_path: Path
+) -> None:
+    files = sorted(corpus.glob("*.zst"))
+    losses = {}
+    for autocast in (True, False):
+        config = dataclasses.replace(PretrainConfig.load(config_file), autocast=autocast)
+        run = Pretraining(config, files, tmp_path / str(autocast))
+        tokens_BT, weights_BT, _ = draw_batch(config, run.tasks, 0, 0)
+        loss, _ = weighted_loss(run.model, tokens_BT, weights_BT)
+        exact = (loss / weights_BT[:, 1:].sum()).item()
+        losses[autocast] = (run.take_step(), exact)
+    assert losses[False][0] == losses[False][1]
+    assert losses[True][0] != losses[True][1]
 
 
 def test_a_folder_without_a_corpus_is_refused(config_file: Path, tmp_path: Path) -> None:
