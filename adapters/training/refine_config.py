@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import REWARDS, ConfigError, RefineConfig
 
 Phase = Literal["mid", "post"]
 
@@ -31,6 +31,8 @@ _REWARDS: Final[dict[Phase, str]] = {"mid": "cosine", "post": "hybrid"}
 _UNUSED: Final = frozenset(
     {"steps", "scope", "lora_rank", "lora_targets", "learning_rate", "betas", "weight_decay"}
     | {"grad_clip", "patience", "blend_factors", "learning_rates", "trial_steps"}
+    | {"probe_places", "probe_margin", "probe_confidence", "neutral_margin"}
+    | {"cue_tokens", "recall_fraction", "focus_gamma", "focus_window", "focus_spread"}
 )
 """Fields of RefineConfig that say how a server adapts; a run has its own."""
 
@@ -75,6 +77,12 @@ class RefineTrainingConfig:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         if self.method.branches != "continue":
             raise ValueError(f"[method] branches must be continue, got {self.method.branches}")
+        if self.method.reward == "semantic":
+            known = ", ".join(name for name in REWARDS if name != "semantic")
+            raise ValueError(
+                "[method] reward semantic needs an encoder, and training runs have none: "
+                f"take {known}"
+            )
 
     @property
     def updates_per_step(self) -> int:

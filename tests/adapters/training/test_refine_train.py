@@ -246,6 +246,8 @@ def test_pairs_leave_out_what_is_too_long_or_not_free(
         ({"method": {"scope": "lora"}}, "scope has no meaning in a training run"),
         ({"method": {"rewrd": "exact"}}, "has no field 'rewrd'"),
         ({"method": {"reward": "best"}}, "reward"),
+        ({"method": {"reward": "semantic"}}, "reward semantic needs an encoder"),
+        ({"method": {"probe_places": 9}}, "probe_places has no meaning in a training run"),
     ],
 )
 def test_a_bad_configuration_is_named(fields: dict[str, Any], message: str) -> None:
