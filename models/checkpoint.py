@@ -32,6 +32,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
 }
 _MAX_SHOWN_PROBLEMS = 5
+_HEADER_BYTES, _ENTRY_BYTES = 32, 160  # of a safetensors header, its tensors' names aside; at most
 
 
 def load_model(
@@ -88,7 +89,7 @@ def save_model(
 ) -> None:
     """Write config.json and the weights, in `dtype` if given: one file, or shards and their index.
 
-    A shard holds at most `shard_bytes`, or one tensor that is larger.
+    A shard is a file of at most `shard_bytes`, or of one tensor that is larger.
     """
     tensors = {
         name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
@@ -110,15 +111,23 @@ def save_tensors(
         with suppress(FileNotFoundError):
             (folder / INDEX_FILE).unlink()
         return
-    shards = list(_shards(tensors, shard_bytes))
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({name: tensors[name] for name in names}, folder / file_name)
-        weight_map.update(dict.fromkeys(names, file_name))
+    weight_map = save_shards(tensors, folder, stem="model", shard_bytes=shard_bytes)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def save_shards(
+    tensors: dict[str, Tensor], folder: Path, *, stem: str, shard_bytes: int
+) -> dict[str, str]:
+    """Write tensors, in their order, to files `stem-00001-of-...`; the file of each by its name."""
+    shards = list(_shards(tensors, shard_bytes))
+    files: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file_name = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / file_name)
+        files.update(dict.fromkeys(names, file_name))
+    return files
 
 
 def weights_hash(model: FastWeightModel) -> str:
@@ -200,12 +209,13 @@ def _check_left_out(plan: LoadPlan, loaded: dict[str, Tensor], reader: _Reader) 
 
 def _shards(tensors: dict[str, Tensor], shard_bytes: int) -> Iterable[list[str]]:
     names: list[str] = []
-    size = 0
+    size = _HEADER_BYTES
     for name, tensor in tensors.items():
-        if names and size + tensor.nbytes > shard_bytes:
+        num_bytes = tensor.nbytes + len(json.dumps(name)) + _ENTRY_BYTES
+        if names and size + num_bytes > shard_bytes:
             yield names
-            names, size = [], 0
+            names, size = [], _HEADER_BYTES
         names.append(name)
-        size += tensor.nbytes
+        size += num_bytes
     if names:
         yield names

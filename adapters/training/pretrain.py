@@ -1,14 +1,11 @@
 """Pre-trains a small model from nothing. Resumable; knows nothing of REFINE.
 
-A run folder holds tokenizer.json, config.json, model.safetensors (a checkpoint that
-`imprint.models.load_model` reads), optimizer.pt, progress.json and, at the end, `final/`.
+A run folder holds tokenizer.json, `checkpoint/` (see `checkpoints.py`) and, at the end, `final/`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import random
 import shutil
 import time
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 
 from imprint.adapters.evaluation.question_files import read_questions
 from imprint.adapters.evaluation.wordings import RULER, TRAINING
+from imprint.adapters.training.checkpoints import Checkpoints, OptimizerState, RunFolderError
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.reading_tasks import Passages
@@ -76,12 +74,25 @@ class Optimizers:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def state(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
+    def state(self) -> OptimizerState:
+        states = [part.state_dict() for part in self.parts]
+        return {
+            "state": {
+                f"{number}.{index}": fields
+                for number, state in enumerate(states)
+                for index, fields in state["state"].items()
+            },
+            "param_groups": [state["param_groups"] for state in states],
+        }
 
-    def restore(self, states: list[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+    def restore(self, state: OptimizerState) -> None:
+        for number, part in enumerate(self.parts):
+            own = {
+                int(name.partition(".")[2]): fields
+                for name, fields in state["state"].items()
+                if name.startswith(f"{number}.")
+            }
+            part.load_state_dict({"state": own, "param_groups": state["param_groups"][number]})
 
 
 @torch.no_grad()
@@ -166,6 +177,8 @@ class Pretraining:
         self.config, self.out, self.init, self.threads = config, out, init, threads
         self.pool = ThreadPoolExecutor(threads)
         prose = Prose(corpus, max_chars=config.max_corpus_chars, seed=config.seed)
+        if (out / "progress.json").exists():
+            raise RunFolderError(f"{out} holds a run of an earlier version; give another folder")
         out.mkdir(parents=True, exist_ok=True)
         if init is not None:
             for name in _TOKENIZER_FILES:
@@ -177,14 +190,15 @@ class Pretraining:
         self.tasks = Tasks(prose, load_tokenizer(out), passages)
         self.step = self.num_tokens = 0
         self.seconds = 0.0
+        self.checkpoints = Checkpoints(out)
         self.model = self._restore()
         self.right: dict[str, list[float]] = {}
 
     def _restore(self) -> DeltaNet:
-        progress = self.out / "progress.json"
-        if progress.exists():
-            model = _load(self.out)
-            saved = json.loads(progress.read_text(encoding="utf-8"))
+        self.checkpoints.recover()
+        saved = self.checkpoints.progress()
+        if saved is not None:
+            model = _load(self.checkpoints.folder)
             self.step, self.num_tokens = saved["step"], saved["num_tokens"]
             self.seconds = saved["seconds"]
             log.info("going on at step %d, %d tokens", self.step, self.num_tokens)
@@ -197,20 +211,20 @@ class Pretraining:
             model.reset_parameters(self.config.seed)
             prime_induction(model)
         self.optimizers = Optimizers(model, self.config)
-        if progress.exists():
-            states = torch.load(self.out / "optimizer.pt", weights_only=True)
-            self.optimizers.restore(states)
+        if saved is not None:
+            self.optimizers.restore(self.checkpoints.optimizer_state())
         return model
 
     def save(self) -> None:
-        """Write the checkpoint; progress.json goes last, so a torn save is never resumed from."""
-        (self.out / "progress.json").unlink(missing_ok=True)
-        save_model(self.model, self.out)
-        torch.save(self.optimizers.state(), self.out / "optimizer.pt")
+        """Replace the checkpoint."""
         progress = {"step": self.step, "num_tokens": self.num_tokens, "seconds": self.seconds}
-        temporary = self.out / "progress.json.tmp"
-        temporary.write_text(json.dumps(progress) + "\n", encoding="utf-8")
-        os.replace(temporary, self.out / "progress.json")
+        self.checkpoints.save(
+            self.model.config,
+            self.model.state_dict(),
+            self.optimizers.state(),
+            progress,
+            init=self.out,
+        )
 
     def run(
         self, *, save_every_s: float = 180, said: Said = log_line, say_every_s: float = 10

@@ -25,12 +25,12 @@ from imprint.adapters.training.parallel import (
     whole_weights,
 )
 from imprint.adapters.training.refine_config import RefineTrainingConfig
+from imprint.adapters.training.rounds import Numbers
 from imprint.adapters.training.run_folder import RunFolder
 from imprint.adapters.training.supervised import supervised_step
 from imprint.adapters.trunk import trunk_step
 from imprint.models.architecture import FastWeightModel
 
-Numbers = dict[str, float]
 Said = Callable[[Numbers], None]
 
 _RANK_STRIDE = 1 << 20  # keeps the seeds of an update's documents apart
@@ -66,12 +66,12 @@ class RefineTraining:
         )
         self.step = self.num_tokens = 0
         self.seconds = 0.0
-        if (saved := folder.progress()) is not None:
+        if (saved := folder.checkpoints.progress()) is not None:
             self.step, self.num_tokens = saved["step"], saved["num_tokens"]
             self.seconds = saved["seconds"]
-            restore_optimizer(model, self.optimizer, folder.optimizer_state())
+            restore_optimizer(model, self.optimizer, folder.checkpoints.optimizer_state())
         if world.leads:
-            folder.forget_metrics_from(self.step)
+            folder.rounds.forget_from(self.step)
 
     @property
     def finished(self) -> bool:
@@ -85,7 +85,7 @@ class RefineTraining:
         while not self.finished:
             numbers = self.take_step()
             if self.world.leads:
-                self.folder.add_metrics(numbers)
+                self.folder.rounds.append(numbers)
                 if said is not None:
                     said(numbers)
             now = time.monotonic()
@@ -114,13 +114,16 @@ class RefineTraining:
         optimizer = whole_optimizer(self.model, self.optimizer)
         if self.world.leads:
             progress = {"step": self.step, "num_tokens": self.num_tokens, "seconds": self.seconds}
-            self.folder.save(self.model.config, weights, optimizer, progress, init=self._init)
+            self.folder.checkpoints.save(
+                self.model.config, weights, optimizer, progress, init=self._init
+            )
         self.world.wait()
 
     # ---- one update ------------------------------------------------------------------------------
 
     def _update(self, update: int, part: int, *, responds: bool) -> Numbers:
-        names = _RESPONSE_NUMBERS if responds else _REFINE_NUMBERS
+        refine_numbers = _REFINE_NUMBERS if self.config.method.lambda_rl > 0 else _NTP_NUMBERS
+        names = _RESPONSE_NUMBERS if responds else refine_numbers
         sums: Numbers = dict.fromkeys((*names, "tokens"), 0.0)
         with self.world.gathering(self.model, self._touch):
             for place, example in self._mine():
@@ -158,7 +161,7 @@ class RefineTraining:
                 step=step,
             )
         )
-        rewards = result.rewards_QNG
+        rewards = result.rewards_QNG  # None for a document too short for a place
         return {
             "ntp_loss": float(result.ntp_loss_Q),
             "policy_loss": float(result.policy_loss_Q),
@@ -199,5 +202,6 @@ class RefineTraining:
         return found
 
 
-_REFINE_NUMBERS = ("ntp_loss", "policy_loss", "reward_mean")
+_NTP_NUMBERS = ("ntp_loss",)
+_REFINE_NUMBERS = (*_NTP_NUMBERS, "policy_loss", "reward_mean")
 _RESPONSE_NUMBERS = ("response_loss",)

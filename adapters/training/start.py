@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imprint.adapters.training.checkpoints import SHARD_BYTES
 from imprint.adapters.training.examples import Examples, LongTexts, Pairs, find_files
 from imprint.adapters.training.parallel import World
 from imprint.adapters.training.refine_config import RefineTrainingConfig
@@ -35,7 +36,7 @@ def train(
     *,
     device: str = "cpu",
     seconds: float | None = None,
-    shard_bytes: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
     said: Said | None = None,
 ) -> RunFolder | None:
     """Begin the run, or go on with it; until it is finished or `seconds` have passed.
@@ -52,7 +53,8 @@ def train(
         if world.leads:
             folder.begin(_description(config, paths.init, files))
         world.wait()
-        start = folder.checkpoint if folder.progress() is not None else paths.init
+        begun = folder.checkpoints.progress() is not None
+        start = folder.checkpoints.folder if begun else paths.init
         model = load_model(start, device=world.device)
         examples = _examples(config, files, load_tokenizer(start))
         training = RefineTraining(config, model, examples, folder, world, init=start)

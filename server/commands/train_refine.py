@@ -20,7 +20,8 @@ from imprint.server.commands.common import (
 from imprint.server.commands.descriptions import Commands, add_command
 
 if TYPE_CHECKING:
-    from imprint.adapters.training.refine_train import Numbers, Said
+    from imprint.adapters.training.refine_train import Said
+    from imprint.adapters.training.rounds import Numbers
 
 _DATA = {
     "mid": "objects with `text`",
@@ -61,7 +62,11 @@ def add_parser(phases: Commands, phase: Phase, about: str) -> None:
         "--max-minutes", type=float, metavar="N", help="stop after so long, to go on another time"
     )
     parser.add_argument(
-        "--shard-mib", type=float, metavar="N", help="largest file of weights; default: one file"
+        "--shard-mib",
+        type=float,
+        default=16,
+        metavar="N",
+        help="largest file of a checkpoint, unless a tensor is larger; default: 16",
     )
     parser.add_argument("--json", action="store_true", help="each round as a JSON line")
     parser.set_defaults(phase=phase)
@@ -83,14 +88,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     init = model_folder(arguments.model, arguments.revision).folder
     paths = TrainingPaths(init=init, data=arguments.data, out=arguments.out)
-    shard_mib, minutes = arguments.shard_mib, arguments.max_minutes
+    minutes = arguments.max_minutes
     try:
         folder = train(
             config,
             paths,
             device=arguments.device,
             seconds=None if minutes is None else minutes * 60,
-            shard_bytes=None if shard_mib is None else int(shard_mib * 2**20),
+            shard_bytes=int(arguments.shard_mib * 2**20),
             said=_say_json if arguments.json else _say_line(config),
         )
     except NonFiniteError as error:
@@ -98,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     except (ValueError, ModelError) as error:
         raise UsageError(str(error)) from error
     if folder is not None:
-        error_console().print(f"checkpoint: {folder.checkpoint}", markup=False, soft_wrap=True)
+        checkpoint = folder.checkpoints.folder
+        error_console().print(f"checkpoint: {checkpoint}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -66,7 +66,9 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
         halves.take_step()
     halves.save()
     Pretraining(config, files, tmp_path / "halves").run()
-    first, second = (load_model(tmp_path / name).state_dict() for name in ("whole", "halves"))
+    first, second = (
+        load_model(tmp_path / name / "checkpoint").state_dict() for name in ("whole", "halves")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     shipped = load_model(tmp_path / "whole" / "final").state_dict()
     assert all(torch.allclose(shipped[name], first[name], rtol=1e-2) for name in first)

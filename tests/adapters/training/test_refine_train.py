@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from imprint.adapters.training.checkpoints import SHARD_BYTES, RunFolderError
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.examples import LongTexts, Pairs, find_files
 from imprint.adapters.training.refine_config import Phase, RefineTrainingConfig
-from imprint.adapters.training.run_folder import RunFolder, RunFolderError
+from imprint.adapters.training.run_folder import RunFolder
 from imprint.adapters.training.start import TrainingPaths, train
 from imprint.adapters.training.supervised import supervised_step
 from imprint.adapters.training.tokenizer import train_tokenizer
@@ -85,14 +86,22 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    phase: Phase, init: Path, data: Path, out: Path, *, times: int = 1, **fields: Any
+    phase: Phase,
+    init: Path,
+    data: Path,
+    out: Path,
+    *,
+    times: int = 1,
+    shard_bytes: int = SHARD_BYTES,
+    **fields: Any,
 ) -> list[dict[str, float]]:
     """Train in so many pieces; the rounds' numbers without their times."""
     config = RefineTrainingConfig.from_dict(phase, {**SMALL, **fields})
     for _ in range(times):
         seconds = 0.0 if times > 1 else None  # one round a piece
-        train(config, TrainingPaths(init=init, data=[data], out=out), seconds=seconds)
-    rounds = RunFolder(out).metrics()
+        paths = TrainingPaths(init=init, data=[data], out=out)
+        train(config, paths, seconds=seconds, shard_bytes=shard_bytes)
+    rounds = RunFolder(out).rounds.read()
     return [{k: v for k, v in numbers.items() if k != "seconds"} for numbers in rounds]
 
 
@@ -127,14 +136,31 @@ def test_without_prompt_steps_post_training_is_supervised(
     assert not {"ntp_loss", "policy_loss"} & set(rounds[0])
 
 
+def test_next_token_training_alone_tells_no_reward(
+    checkpoints: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    rounds = run(
+        "mid",
+        checkpoints["delta_net"],
+        corpus,
+        tmp_path / "run",
+        steps=1,
+        method={**METHOD, "lambda_rl": 0},
+    )
+    assert "ntp_loss" in rounds[0]
+    assert not {"policy_loss", "reward_mean"} & set(rounds[0])
+
+
 @pytest.mark.parametrize("phase", ["mid", "post"])
 def test_a_run_in_pieces_is_the_run_at_once(
     phase: Phase, checkpoints: dict[str, Path], corpus: Path, pairs: Path, tmp_path: Path
 ) -> None:
     init, data = checkpoints["delta_net"], corpus if phase == "mid" else pairs
     whole = run(phase, init, data, tmp_path / "whole", steps=4)
-    pieces = run(phase, init, data, tmp_path / "pieces", steps=4, times=4)
+    # with a file or more for each tensor of weights and optimizer
+    pieces = run(phase, init, data, tmp_path / "pieces", steps=4, times=4, shard_bytes=10_000)
     assert pieces == whole
+    assert len(list((tmp_path / "pieces" / "checkpoint" / "optimizer").iterdir())) > 2
     ends = [load_model(tmp_path / name / "checkpoint") for name in ("whole", "pieces")]
     assert weights_hash(ends[0]) == weights_hash(ends[1])
 
@@ -180,7 +206,7 @@ def test_two_processes_have_the_losses_of_one(
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
-    two = RunFolder(tmp_path / "two").metrics()
+    two = RunFolder(tmp_path / "two").rounds.read()
     assert [numbers["step"] for numbers in two] == [numbers["step"] for numbers in one]
     for mine, theirs in zip(two, one, strict=True):
         for name, value in theirs.items():
@@ -260,6 +286,10 @@ def test_another_run_is_not_gone_on_with(
 ) -> None:
     out = tmp_path / "run"
     run("mid", checkpoints["delta_net"], corpus, out, steps=1)
+    shard = next((out / "checkpoint" / "optimizer").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(RunFolderError, match=f"{shard.name} has"):
+        run("mid", checkpoints["delta_net"], corpus, out, steps=1)
     with pytest.raises(RunFolderError, match="other settings"):
         run("mid", checkpoints["delta_net"], corpus, out, steps=1, learning_rate=1.0)
     strange = tmp_path / "strange"
