@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imprint.models.errors import ModelError
-from imprint.server.commands import train_refine
+from imprint.server.commands import train_plot, train_refine
 from imprint.server.commands.common import UsageError
 from imprint.server.commands.descriptions import Commands, add_command, add_group
 
@@ -65,6 +65,7 @@ def add_parser(commands: Commands) -> None:
     train_refine.add_parser(
         phases, "post", "train a checkpoint to answer: REFINE on prompts, then their responses"
     )
+    train_plot.add_parser(phases)
 
 
 def run_pretrain(arguments: argparse.Namespace) -> int:
