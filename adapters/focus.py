@@ -7,6 +7,7 @@ Shapes: Q = questions, N = positions of a question, T = document tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,8 @@ class FocusResult:
 
     adapted: bool
     steps: int
+    alpha: float | None
+    """How far towards what was learnt the delta went; None where nothing was kept."""
     probe_before: float | None
     probe_after: float | None
     reward_first: float | None
@@ -46,8 +49,9 @@ class FocusResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in an answer's `focus`."""
-        names = ("steps", "probe_before", "probe_after", "reward_first", "reward_last", "reason")
-        return {name: getattr(self, name) for name in names}
+        values = dataclasses.asdict(self)
+        del values["adapted"]
+        return values
 
 
 class Focus:
@@ -121,8 +125,7 @@ class Focus:
                 steps=self.config.steps,
                 event=_event(step, self.config.steps, result),
             )
-        after = yield from self._probe(probe_QN, delta, self.config.steps)
-        self._judge(start.detach(), delta.detach(), before, after, rewards)
+        yield from self._judge(start.detach(), delta.detach(), probe_QN, before, rewards)
 
     def _tokens(self) -> Tensor:
         return self.adapter.tokens_T.to(self.model.device)
@@ -164,35 +167,45 @@ class Focus:
     def _judge(
         self,
         start: LoraDelta,
-        delta: LoraDelta,
+        trained: LoraDelta,
+        places_QN: Tensor,
         before: list[ProbeResult],
-        after: list[ProbeResult],
         rewards: list[Tensor | None],
-    ) -> None:
-        kept = []
-        for i in range(len(self.questions)):
-            own = delta.slice(i, i + 1)
-            verdict = judge(before[i], after[i], self.config, neutral_rise_nats=None)
-            finite = all(bool(t.isfinite().all()) for t in own.parameters())
-            adapted = verdict.accepted and finite
-            kept.append(own if adapted else start.slice(i, i + 1))
-            self.results.append(
-                FocusResult(
+    ) -> Study[None]:
+        """Keep of each question's delta the first blend that its gate accepts, or its start."""
+        kept = [start.slice(i, i + 1) for i in range(start.num)]
+        results: dict[int, FocusResult] = {}
+        for alpha in self.config.blend_factors:
+            open_Q = [i for i in range(start.num) if i not in results or not results[i].adapted]
+            if not open_Q:
+                break
+            blends = [start.slice(i, i + 1).toward(trained.slice(i, i + 1), alpha) for i in open_Q]
+            stacked = LoraDelta.stack(blends)
+            after = yield from self._probe(places_QN[open_Q], stacked, self.config.steps)
+            for i, blend, probe in zip(open_Q, blends, after, strict=True):
+                verdict = judge(before[i], probe, self.config, neutral_rise_nats=None)
+                finite = all(bool(t.isfinite().all()) for t in blend.parameters())
+                adapted = verdict.accepted and finite
+                if adapted:
+                    kept[i] = blend
+                results[i] = FocusResult(
                     adapted=adapted,
                     steps=self.config.steps,
+                    alpha=alpha if adapted else None,
                     probe_before=before[i].mean,
-                    probe_after=after[i].mean,
+                    probe_after=probe.mean,
                     reward_first=None if rewards[0] is None else float(rewards[0][i]),
                     reward_last=None if rewards[-1] is None else float(rewards[-1][i]),
                     reason=verdict.reason if finite else "a gradient was not finite",
                 )
-            )
+        self.results = [results[i] for i in range(start.num)]
         self.delta = LoraDelta.stack(kept)
 
     def _unchanged(self, reason: str) -> FocusResult:
         return FocusResult(
             adapted=False,
             steps=0,
+            alpha=None,
             probe_before=None,
             probe_after=None,
             reward_first=None,

@@ -86,6 +86,20 @@ class LoraDelta:
         """The delta times `alpha` (the blend of the gate)."""
         return type(self)(dict(self.a), {name: t * alpha for name, t in self.b.items()})
 
+    def toward(self, other: Self, share: float) -> Self:
+        """The way to `other` gone by `share`, parameter by parameter; 1 is `other` itself.
+
+        Both have the same targets, ranks and number. From a delta whose B is zero it is nearly
+        `other.scaled(share)`.
+        """
+        if share == 1.0:
+            return other
+
+        def side(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: torch.lerp(t, theirs[name], share) for name, t in mine.items()}
+
+        return type(self)(side(self.a, other.a), side(self.b, other.b))
+
     @classmethod
     def stack(cls, deltas: Sequence[Self]) -> Self:
         """All deltas of `deltas`, in order; they must share targets and rank."""

@@ -86,6 +86,7 @@ def test_focusing_on_the_documents_words_helps(
         assert result.probe_before is not None
         assert result.probe_after < result.probe_before - 0.5
         assert result.to_dict()["steps"] == 8
+        assert result.to_dict()["alpha"] == 1.0
     assert focus.delta is not None
     assert all(bool(b.any()) for b in focus.delta.b.values())
 
@@ -93,6 +94,7 @@ def test_focusing_on_the_documents_words_helps(
 def test_cost_does_not_depend_on_the_documents_length(
     tiny_model: DeltaNet, document: list[int], config: RefineConfig
 ) -> None:
+    config = config.replace(blend_factors=(0.5,))  # how many are probed is the gate's to say
     usages = []
     for text in (document, document * 8):
         reader = DocumentReader(tiny_model, text, segment_tokens=64)
@@ -140,6 +142,35 @@ def test_neither_model_nor_adapter_changes(
         for name, tensor in adapter.to_tensors().items():
             assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in tiny_model.parameters())
+
+
+def test_the_first_blend_that_is_accepted_is_kept(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    config = config.replace(steps=8, positions=8, learning_rate=2e-2)
+    whole, half = (
+        focused(
+            tiny_model,
+            read_adapter,
+            from_document(document),
+            config.replace(blend_factors=factors),
+        )
+        for factors in ([1.0], [0.5])
+    )
+    gains = [r.probe_before - r.probe_after for r in half.results]  # type: ignore[operator]
+    # what only a whole delta brings is out of reach of half of it
+    between = config.replace(blend_factors=[0.5, 1.0], probe_margin=max(gains), probe_confidence=0)
+    focus = focused(tiny_model, read_adapter, from_document(document), between)
+    assert {result.alpha for result in whole.results} == {1.0}
+    assert {result.alpha for result in half.results} == {0.5}
+    assert {result.alpha for result in focus.results} == {1.0}
+    assert focus.delta is not None
+    assert whole.delta is not None
+    assert half.delta is not None
+    for got, right in zip(focus.delta.parameters(), whole.delta.parameters(), strict=True):
+        assert torch.equal(got, right)
+    for name, b_QOR in half.delta.b.items():  # what it started from is zero
+        torch.testing.assert_close(b_QOR, whole.delta.b[name] / 2)
 
 
 def test_refused_questions_keep_what_the_adapter_had(
