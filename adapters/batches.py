@@ -2,7 +2,8 @@
 
 On a CPU a product's rounding may depend on how many rows it has, on the machine's BLAS and on
 shapes. So a kind of batch is computed both ways when it first comes up, and is used from then on
-only if every bit agreed. Limit: knows calls; knows no job, no time and no fairness.
+only if every bit agreed, of the results and of what they are made from. Limit: knows calls; knows
+no job, no time and no fairness.
 """
 
 from __future__ import annotations
@@ -72,12 +73,22 @@ class Batches:
         alone = [_alone(call) for call in calls]
         if any(isinstance(result, Exception) for result in alone):
             return alone
-        same = all(map(same_bits, results, alone))
+        same = all(map(same_bits, results, alone)) and _same_witness(calls)
         _remember(self._same, kind, same)
         if not same:
             log.info("batches of %s are rounded otherwise than alone; they run alone", kind[0])
             _remember(self._most, kind[0], 1)
         return alone
+
+
+def _same_witness(calls: Sequence[Call[Any]]) -> bool:
+    try:
+        together = calls[0].witness(calls)
+        apart = [result for call in calls for result in call.witness([call])]
+    except (RuntimeError, MemoryError, AssertionError) as error:
+        log.warning("a batch of %d cannot be compared (%s); it runs alone", len(calls), error)
+        return False
+    return all(map(same_bits, together, apart))
 
 
 def _alone(call: Call[Any]) -> Any:

@@ -9,6 +9,7 @@ together. Limit: is handed tokens, states and random numbers; chooses and judges
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -23,6 +24,7 @@ from imprint.adapters.calls import (
     model_key,
     stacked_deltas,
     stacked_states,
+    telling_delta,
 )
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.loss import policy_losses
@@ -48,6 +50,12 @@ class Branches:
             return None
         shape = (*self.cues.tokens_NM.shape, self.state.batch_size)
         return (model_key(self.model), *shape, delta_key(self.delta))
+
+
+def _telling(branches: Branches) -> Branches:
+    delta = telling_delta(branches.delta)
+    assert delta is not None
+    return dataclasses.replace(branches, delta=delta)
 
 
 def _stacked(all_branches: Sequence[Branches]) -> Branches:
@@ -100,6 +108,14 @@ class RollOut(Call[Rollouts]):
         )
         rows = len(self.truth_RK)
         return [rollouts.slice(i * rows, (i + 1) * rows) for i in range(len(calls))]
+
+    def witness(self, calls: Sequence[Self]) -> list[Rollouts]:
+        """The rollouts with their hidden states."""
+        like = [
+            dataclasses.replace(call, branches=_telling(call.branches), needs_hidden=True)
+            for call in calls
+        ]
+        return like[0].together(like)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,6 +184,11 @@ class Learn(Call[Learned]):
             Learned([g.clone() if len(calls) > 1 else g for g in own], ntp_R, policy_R)
             for own, (_, ntp_R, policy_R) in zip(by_call, losses, strict=True)
         ]
+
+    def witness(self, calls: Sequence[Self]) -> list[Learned]:
+        """The gradients of deltas that have learnt something."""
+        like = [dataclasses.replace(call, branches=_telling(call.branches)) for call in calls]
+        return like[0].together(like)
 
     def _sequences(self) -> Tensor:
         truth_R1K = self.truth_RK.unsqueeze(1)

@@ -12,6 +12,9 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import torch
+from torch import Tensor
+
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 R = TypeVar("R")
@@ -56,6 +59,14 @@ class Call(ABC, Generic[R]):
 
         Leaves the inputs alone, so that it can be tried again after an error.
         """
+
+    def witness(self, calls: Sequence[Self]) -> list[Any]:
+        """What shows best how the results of `calls` are rounded, a value each.
+
+        Results may be too few numbers for that, and a delta or a state that is zero hides what its
+        products do. Defaults to the results.
+        """
+        return self.together(calls)
 
     def alone(self) -> R:
         """The result of this call."""
@@ -117,6 +128,28 @@ def stacked_deltas(deltas: Sequence[LoraDelta | None]) -> LoraDelta | None:
     if not kept:
         return None
     return kept[0] if len(kept) == 1 else LoraDelta.stack(kept)
+
+
+def telling_delta(delta: LoraDelta | None) -> LoraDelta | None:
+    """The same delta, with numbers where B is zero: for `witness`."""
+    if delta is None:
+        return None
+    filled = {name: _filled(b_QOR) for name, b_QOR in delta.b.items()}
+    return LoraDelta(dict(delta.a), filled, delta.lengths_B)
+
+
+def telling_state(state: RecurrentState) -> RecurrentState:
+    """The same state, with numbers where a document's start has zeros: for `witness`."""
+    return RecurrentState(
+        tuple({name: _filled(t) for name, t in layer.items()} for layer in state.layers)
+    )
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    order = torch.arange(1, tensor.numel() + 1, device=tensor.device).view_as(tensor)
+    return torch.where(tensor == 0, 0.1 * order.sin().to(tensor.dtype), tensor)
 
 
 def model_key(model: FastWeightModel) -> Hashable:

@@ -8,6 +8,7 @@ Shapes: P = places, K = tokens asked at a place, T = document tokens, Q = deltas
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from imprint.adapters.calls import (
     model_key,
     stacked_deltas,
     stacked_states,
+    telling_delta,
 )
 from imprint.adapters.config import MAX_BRANCH_TOKENS, RefineConfig
 from imprint.adapters.rollout import Cues, continuations
@@ -146,14 +148,22 @@ class Probe(Call[ProbeResult]):
 
     @torch.no_grad()
     def together(self, calls: Sequence[Self]) -> list[ProbeResult]:
+        parts = self._hidden(calls)
+        return [call._result(part) for call, part in zip(calls, parts, strict=True)]
+
+    def witness(self, calls: Sequence[Self]) -> list[Tensor]:
+        """The hidden states."""
+        return self._hidden([dataclasses.replace(c, delta=telling_delta(c.delta)) for c in calls])
+
+    @torch.no_grad()
+    def _hidden(self, calls: Sequence[Self]) -> list[Tensor]:
         hidden_BTD, _ = self.model(
             torch.cat([call.rows.tokens_NM for call in calls]),
             stacked_states([call.state for call in calls]),
             delta=stacked_deltas([call.delta for call in calls]),
             lengths_B=self.rows.lengths_N,
         )
-        parts = torch.split(hidden_BTD, len(self.asked_PK))
-        return [call._result(part) for call, part in zip(calls, parts, strict=True)]
+        return list(torch.split(hidden_BTD, len(self.asked_PK)))
 
     def _result(self, hidden_PTD: Tensor) -> ProbeResult:
         length = self.asked_PK.shape[1]
@@ -224,13 +234,25 @@ class NeutralLoss(Call[float]):
 
     @torch.no_grad()
     def together(self, calls: Sequence[Self]) -> list[float]:
+        hidden_BTD = self._hidden(calls)
+        return [call._result(hidden_TD) for call, hidden_TD in zip(calls, hidden_BTD, strict=True)]
+
+    def witness(self, calls: Sequence[Self]) -> list[Tensor]:
+        """The hidden states."""
+        return list(
+            self._hidden([dataclasses.replace(c, delta=telling_delta(c.delta)) for c in calls])
+        )
+
+    @torch.no_grad()
+    def _hidden(self, calls: Sequence[Self]) -> Tensor:
         starts = [call.start for call in calls if call.start is not None]
+        hidden_BTD: Tensor
         hidden_BTD, _ = self.model(
             torch.cat([call.tokens_1T for call in calls]),
             stacked_states(starts) if starts else None,
             delta=stacked_deltas([call.delta for call in calls]),
         )
-        return [call._result(hidden_TD) for call, hidden_TD in zip(calls, hidden_BTD, strict=True)]
+        return hidden_BTD
 
     def _result(self, hidden_TD: Tensor) -> float:
         return -float(self.model.token_logprobs(hidden_TD[:-1], self.tokens_1T[0, 1:]).mean())

@@ -7,6 +7,7 @@ Segments of several documents can be read in one batch. Limit: knows nothing of 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,8 @@ from imprint.adapters.calls import (
     model_key,
     stacked_deltas,
     stacked_states,
+    telling_delta,
+    telling_state,
 )
 from imprint.adapters.rollout import BranchStart
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState
@@ -111,6 +114,16 @@ class ReadSegment(Call[SegmentRead]):
             )
             for i in range(len(calls))
         ]
+
+    def witness(self, calls: Sequence[Self]) -> list[SegmentRead]:
+        """What is read after something, with a delta that has learnt something."""
+        like = [
+            dataclasses.replace(
+                call, state=telling_state(call.state), delta=telling_delta(call.delta)
+            )
+            for call in calls
+        ]
+        return like[0].together(like)
 
 
 def read_segments(

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from imprint.adapters.batches import Batches, same_bits
-from imprint.adapters.calls import Call, Work
+from imprint.adapters.calls import Call, Work, telling_delta, telling_state
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.course import Course
+from imprint.adapters.reading import ReadSegment
 from imprint.adapters.refine import Refiner
-from imprint.models import DeltaNet, FastWeightModel, load_model
+from imprint.models import DeltaNet, FastWeightModel, LoraDelta, load_model
 from imprint.models.config import BUNDLED
 
 
@@ -64,6 +65,39 @@ def test_a_batch_that_rounds_otherwise_is_never_used() -> None:
     assert batches.num_tried == 1
     assert batches.most(Double(1, off=1e-3)) == 1
     assert doubled(Batches(exact=False), Double(1, off=1), Double(2, off=1)) == [3, 5]
+
+
+@dataclass(frozen=True)
+class Coarse(Double):
+    """Its result is the same in company by chance; what it is made from is not."""
+
+    def together(self, calls: Sequence[Self]) -> list[Tensor]:
+        return [result.round() for result in self.witness(calls)]
+
+    def witness(self, calls: Sequence[Self]) -> list[Tensor]:
+        return Double.together(self, calls)
+
+
+def test_results_that_agree_by_chance_do_not_count() -> None:
+    batches = Batches(exact=True)
+    assert doubled(batches, Coarse(1, off=0.1), Coarse(2, off=0.1)) == [2, 4]
+    assert batches.most(Coarse(1, off=0.1)) == 1
+    assert doubled(batches, Coarse(1), Coarse(2)) == [2, 4]
+    assert batches.most(Coarse(1)) is None
+
+
+def test_a_comparison_sees_through_what_is_still_zero(tiny_model: DeltaNet) -> None:
+    fresh = LoraDelta.init(tiny_model.lora_targets(), 2, seed=1)
+    told = telling_delta(fresh)
+    assert told is not None
+    assert all(bool(b.all()) for b in told.b.values())
+    assert not any(bool(b.any()) for b in fresh.b.values())
+    start = tiny_model.init_state(1)
+    assert all(bool(tensor.any()) for tensor in telling_state(start).tensors())
+    calls = [ReadSegment(tiny_model, torch.arange(n, n + 16), start, fresh, True) for n in (0, 9)]
+    for mine, right in zip(calls[0].witness(calls), map(ReadSegment.alone, calls), strict=True):
+        assert not same_bits(mine, right)  # other numbers than the call's own
+    assert Batches(exact=True).run(calls)[0].entropy_C is not None
 
 
 def test_a_batch_that_fails_is_tried_call_by_call_and_made_smaller() -> None:
