@@ -14,6 +14,7 @@ from imprint.server.decoding import Row
 from imprint.server.messages import (
     FocusProgress,
     Generate,
+    Generated,
     Observation,
     RequestFailed,
     SequenceDone,
@@ -45,6 +46,7 @@ class AnswerRuns:
         self._tasks: dict[str, RequestTask] = {}
         self._loading: dict[str, str] = {}
         """Adapters that requests wait for."""
+        self._untold: list[TokenDelta | SequenceDone] = []
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._tasks
@@ -244,7 +246,7 @@ class AnswerRuns:
         )
 
     def take(self, sequence: Sequence, token: int | None, num_prefilled: int) -> None:
-        """Account for a batch: prompt tokens read, and the token sampled after them."""
+        """Account for a batch: prompt tokens read, and the token sampled after them; `tell` it."""
         if sequence.request_id not in self._tasks:
             return  # another sequence of the request failed in this very batch
         task = self._tasks[sequence.request_id]
@@ -253,6 +255,12 @@ class AnswerRuns:
             self.fail(task.request.id, "non_finite", "the model's output was not finite")
         elif sequence.num_unread == 0:
             self._append(task, task.answers[sequence.sequence_id], token)
+
+    def tell(self) -> None:
+        """Say what the batch that was just taken has generated."""
+        if self._untold:
+            self._around.emit(Generated(values=self._untold))
+            self._untold = []
 
     def read_again(self, sequence: Sequence) -> bool:
         """Prefill a sequence, whose slot was lost, anew; False: it was lost too often."""
@@ -271,7 +279,7 @@ class AnswerRuns:
         if token == self._around.tokenizer.eos_id:
             self._finish(task, answer, "stop")
             return
-        self._around.emit(
+        self._untold.append(
             TokenDelta(
                 request_id=sequence.request_id,
                 sequence_id=sequence.sequence_id,
@@ -298,7 +306,7 @@ class AnswerRuns:
         focused = answer.focus is not None and answer.focus.adapted
         if answer.focus is not None:
             self._around.count_verdict("focus", focused)
-        self._around.emit(
+        self._untold.append(
             SequenceDone(
                 request_id=sequence.request_id,
                 sequence_id=sequence.sequence_id,
@@ -344,6 +352,7 @@ class AnswerRuns:
 
     def refuse(self, request_id: str, code: str, message: str, phase: str = "") -> None:
         """Say that a request has failed, or was never taken in."""
+        self.tell()  # first what it has generated
         self._around.emit(
             RequestFailed(request_id=request_id, code=code, message=message, phase=phase)
         )

@@ -1,7 +1,8 @@
 """`Engine.step()`: schedule, run, postprocess. Answers decode first, studies advance by quanta.
 
 Knows the model, the adapters and every job of this worker; knows nothing of sockets, processes or
-HTTP. What it has to say goes to `emit` at once, so that a token never waits for a quantum.
+HTTP. What it has to say goes to `emit` at once, what a batch has generated in one message: a token
+never waits for a quantum.
 
 An error ends the jobs of the unit of work it happened in (a message, a batch, a quantum) and
 nothing else: it leaves `handle` or `step`, and the caller gives it back to `fail_unit`.
@@ -248,8 +249,11 @@ class Engine:
                 self._forward(phase, [part])
 
     def _take(self, parts: Seq[tuple[Sequence, int]], tokens: Seq[int | None]) -> None:
-        for (sequence, num_tokens), token in zip(parts, tokens, strict=True):
-            self._answers.take(sequence, token, num_tokens)
+        try:
+            for (sequence, num_tokens), token in zip(parts, tokens, strict=True):
+                self._answers.take(sequence, token, num_tokens)
+        finally:
+            self._answers.tell()
 
     def _quantum(self, jobs: Seq[Job]) -> None:
         """One quantum of one job, or of several in one batch; then each goes on by itself.

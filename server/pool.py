@@ -23,6 +23,7 @@ from imprint.server.messages import (
     Evicted,
     FromWorker,
     Generate,
+    Generated,
     Heartbeat,
     Observation,
     Observations,
@@ -278,6 +279,9 @@ class Pool:
                         self.on_span(span)
             case Evicted(adapter_id=adapter_id):
                 self._take_evicted(worker, adapter_id)
+            case Generated(values=parts):
+                for part in parts:
+                    self._table.route(worker, part)
             case _:
                 ended = self._table.route(worker, message)
                 if ended is not None and isinstance(ended.message, Adapt):

@@ -12,7 +12,7 @@ from imprint.server.messages.base import Message
 from imprint.server.messages.from_worker import FromWorker
 from imprint.server.messages.to_worker import ToWorker
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 T = TypeVar("T")
 

@@ -155,6 +155,13 @@ class SequenceDone(Message, frozen=True, kw_only=True):
     """The prompt's `FocusResult` as a dict."""
 
 
+class Generated(Message, frozen=True, kw_only=True):
+    """All that one batch has generated, in order: a token delays no other, and a step of many
+    sequences is one frame."""
+
+    values: list[TokenDelta | SequenceDone]
+
+
 class RequestFailed(Message, frozen=True, kw_only=True):
     """The whole request ends.
 
@@ -277,4 +284,13 @@ AdaptationMessage = (
 )
 RequestMessage = FocusProgress | TokenDelta | SequenceDone | RequestFailed
 WorkMessage = AdaptationMessage | RequestMessage
-FromWorker = AdaptationMessage | RequestMessage | Evicted | Ready | Heartbeat | Observations | Spans
+FromWorker = (
+    AdaptationMessage
+    | RequestMessage
+    | Generated
+    | Evicted
+    | Ready
+    | Heartbeat
+    | Observations
+    | Spans
+)

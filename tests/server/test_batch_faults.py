@@ -23,6 +23,7 @@ from imprint.server.messages import (
     FocusProgress,
     FromWorker,
     Generate,
+    Generated,
     Observation,
     Observations,
     Prompt,
@@ -105,8 +106,11 @@ class Rig:
         self.now = 0.0
         self.said: list[FromWorker] = []
         self.engine = Engine(
-            model, tokenizer, config, self.said.append, model_hash="h", clock=lambda: self.now
+            model, tokenizer, config, self._hear, model_hash="h", clock=lambda: self.now
         )
+
+    def _hear(self, message: FromWorker) -> None:
+        self.said += message.values if isinstance(message, Generated) else [message]
 
     def step(self) -> bool:
         try:

@@ -32,6 +32,7 @@ from imprint.server.messages import (
     FocusProgress,
     FromWorker,
     Generate,
+    Generated,
     Prompt,
     RequestFailed,
     SequenceDone,
@@ -79,9 +80,18 @@ class Rig:
         self.model, self.tokenizer = model, tokenizer
         self.now: float | None = None
         self.sent: list[FromWorker] = []
+        self.num_batches = 0
+        """Messages that told what a batch has generated."""
         self.engine = Engine(
-            model, tokenizer, config, self.sent.append, model_hash="h", clock=self._clock
+            model, tokenizer, config, self._hear, model_hash="h", clock=self._clock
         )
+
+    def _hear(self, message: FromWorker) -> None:
+        if isinstance(message, Generated):
+            self.num_batches += 1
+            self.sent += message.values
+        else:
+            self.sent.append(message)
 
     def _clock(self) -> float:
         return time.monotonic() if self.now is None else self.now
@@ -384,6 +394,17 @@ def test_text_has_whole_characters_and_stops_at_stop_strings(make_rig: Callable[
     assert shown == text[: text.index(stop)]
     assert done.finish_reason == "stop"
     assert done.usage["completion_tokens"] < len(tokens)
+
+
+def test_what_a_batch_has_generated_is_one_message(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    names = ("a", "b", "c")
+    rig.ask("r", prompts=[rig.prompt("Where is it?", name) for name in names], max_tokens=5)
+    rig.ask("q", max_tokens=5)
+    said = rig.run()
+    assert [len(tokens_of(said, name)) for name in (*names, "q")] == [5, 5, 5, 5]
+    assert sum(isinstance(message, SequenceDone) for message in said) == 4
+    assert rig.num_batches == 5  # of at least four tokens each
 
 
 # ---- ends ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from imprint.server.messages import (
     AdaptationEvent,
     FromWorker,
     Generate,
+    Generated,
     Observation,
     Observations,
     Prompt,
@@ -83,7 +84,10 @@ class Bench:
             model=str(folder), store=str(store), num_slots=4, segment_tokens=32, step_tokens=32
         )
         self.said: list[FromWorker] = []
-        self.engine = Engine(self.model, self.tokenizer, config, self.said.append, model_hash="h")
+        self.engine = Engine(self.model, self.tokenizer, config, self._hear, model_hash="h")
+
+    def _hear(self, message: FromWorker) -> None:
+        self.said += message.values if isinstance(message, Generated) else [message]
 
     def run(self) -> list[FromWorker]:
         while self.engine.step():

@@ -35,6 +35,7 @@ FROM_WORKER: list[m.FromWorker] = [
     m.FocusProgress(request_id="r", step=1, steps=4),
     m.TokenDelta(request_id="r", sequence_id="s", index=0, token_id=5, text="é"),
     m.SequenceDone(request_id="r", sequence_id="s", finish_reason="stop", usage={"a": 1}),
+    m.Generated(values=[m.SequenceDone(request_id="r", sequence_id="s", finish_reason="stop")]),
     m.RequestFailed(request_id="r", code="cancelled", message="gone"),
     m.Evicted(adapter_id="a"),
     m.Heartbeat(time=1.5, stats=STATS),

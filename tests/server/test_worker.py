@@ -22,6 +22,7 @@ from imprint.server.messages import (
     Drain,
     FromWorker,
     Generate,
+    Generated,
     Heartbeat,
     Observations,
     Prompt,
@@ -70,9 +71,12 @@ class Peer:
         return decode_from_worker(self.socket.recv_multipart()[1])
 
     def until(self, kind: type) -> FromWorker:
-        while not isinstance(message := self.receive(), kind):
-            pass
-        return message
+        """The first message of this kind, or part of a batch; what came before it is dropped."""
+        while True:
+            message = self.receive()
+            for said in message.values if isinstance(message, Generated) else [message]:
+                if isinstance(said, kind):
+                    return said
 
     def read_for_ever(self) -> None:
         """Returns when the worker is at it."""
