@@ -29,6 +29,7 @@ from imprint.server.adapter_tiers import tiers_of
 from imprint.server.answer_runs import AnswerRuns
 from imprint.server.budgets import budgets_of, scheduler_config
 from imprint.server.decoding import BrokenStepError, Decoder
+from imprint.server.engine_report import EngineReport
 from imprint.server.logs import log_context
 from imprint.server.messages import (
     Adapt,
@@ -38,7 +39,6 @@ from imprint.server.messages import (
     Evicted,
     Generate,
     Observation,
-    Observations,
     ToWorker,
     WorkerStats,
 )
@@ -49,11 +49,10 @@ from imprint.server.step_times import QUANTUM, StepTimes
 from imprint.server.studies import typical_bytes
 from imprint.server.tasks import INTERNAL_ERROR, OUT_OF_MEMORY, Emit, Surroundings, failure
 from imprint.server.worker_config import WorkerConfig
-from imprint.server.worker_memory import device_bytes, free_bytes, resident_bytes
+from imprint.server.worker_memory import free_bytes
 
 log = logging.getLogger(__name__)
 
-MAX_HELD_OBSERVATIONS = 256
 LOAD_WAIT_S = 0.02
 """How long a step without work waits for the disk before messages are looked at again."""
 
@@ -88,13 +87,9 @@ class Engine:
     ) -> None:
         self._emit = emit
         self._clock = clock
-        self._observed: list[Observation] = []
         self._unit: Unit | None = None
         self._times = StepTimes()
-        self._num_steps = 0
-        self._last_duration_s = 0.0
-        self._last_time = 0.0
-        self._batch_size = 0
+        self._report = EngineReport(emit, self._times, model.device)
         self.slots = SlotStates(model, config.num_slots)
         budgets = budgets_of(
             config,
@@ -108,7 +103,7 @@ class Engine:
             host_bytes=config.adapter_host_bytes,
             idle_states=config.idle_states,
         )
-        self.cache = AdapterCache(AdapterStore(config.store), tiers, self._observe)
+        self.cache = AdapterCache(AdapterStore(config.store), tiers, self._report.observe)
         around = Surroundings(
             model=model,
             model_hash=model_hash,
@@ -121,7 +116,7 @@ class Engine:
             cache=self.cache,
             batches=batches_for(model),
             emit=emit,
-            observe=self._observe,
+            observe=self._report.observe,
             similarity=similarity,
             clock=clock,
         )
@@ -215,7 +210,7 @@ class Engine:
                 self._quantum(plan.quantum)
         worked = bool(plan.begin or loaded or plan.decode or plan.prefill or plan.quantum)
         if worked:
-            self._measure(began, len(plan.decode))
+            self._report.step(self._clock() - began, len(plan.decode))
         elif self._answers.loading:
             with self._times.part("disk"):
                 self.cache.wait(LOAD_WAIT_S)
@@ -283,10 +278,9 @@ class Engine:
         now = self._clock()
         self.scheduler.rest_after(now - began, now)
         labels = {"phase": f"focus_{phase}" if jobs[0].focus else phase}
-        self._observe(
-            Observation(name="quantum_duration_seconds", value=now - began, labels=labels)
-        )
-        self._observe(Observation(name="quantum_batch_size", value=len(jobs)))
+        observe = self._report.observe
+        observe(Observation(name="quantum_duration_seconds", value=now - began, labels=labels))
+        observe(Observation(name="quantum_batch_size", value=len(jobs)))
 
     @contextmanager
     def _in_unit(self, phase: str, ids: Seq[str], refuse: Refuse | None = None) -> Iterator[None]:
@@ -333,55 +327,13 @@ class Engine:
 
     # ---- what the API process hears about it --------------------------------------------------
 
-    def _observe(self, observation: Observation) -> None:
-        self._observed.append(observation)
-        if len(self._observed) >= MAX_HELD_OBSERVATIONS:
-            self.flush_observations()
-
     def flush_observations(self) -> None:
         """Send what has been measured since the last time."""
-        self._observed += self._times.take()
-        if self._observed:
-            self._emit(Observations(values=self._observed))
-            self._observed = []
-
-    def _measure(self, began: float, batch_size: int) -> None:
-        self._last_duration_s = self._clock() - began
-        self._last_time = time.time()
-        self._num_steps += 1
-        self._batch_size = batch_size
-        self._around.count("engine_steps_total")
-        self._observe(Observation(name="engine_step_duration_seconds", value=self._last_duration_s))
-        if batch_size:
-            self._observe(Observation(name="engine_batch_size", value=batch_size))
+        self._report.flush()
 
     def stats(self) -> WorkerStats:
         """The gauges of this moment."""
-        counts = self.scheduler.counts()
-        adapters, adapter_bytes = self.cache.sizes()
-        finish_s, backlog_s = self.scheduler.finish_estimates()
-        return WorkerStats(
-            adaptations_waiting=counts.adaptations_waiting,
-            adaptations_running=counts.adaptations_running,
-            requests_waiting=counts.requests_waiting,
-            requests_running=counts.requests_running,
-            adaptation_finish_s=finish_s,
-            backlog_s=backlog_s,
-            adaptation_bytes=counts.adaptation_bytes,
-            adaptation_capacity_bytes=self.scheduler.config.adaptation_bytes,
-            slots_used=self.slots.table.num_used,
-            slots_free=self.slots.table.num_free,
-            adapters=adapters,
-            adapter_bytes=adapter_bytes,
-            adapter_capacity_bytes=self.cache.capacities(),
-            engine_steps=self._num_steps,
-            engine_last_step_duration_s=self._last_duration_s,
-            longest_quantum_s=self._times.longest_quantum_s,
-            engine_last_step_time=self._last_time,
-            batch_size=self._batch_size,
-            memory_bytes=resident_bytes(),
-            device_bytes=device_bytes(self._around.model.device),
-        )
+        return self._report.stats(self.scheduler, self.slots, self.cache)
 
 
 def _log_arrival(kind: str, id: str, http_request: str) -> None:
