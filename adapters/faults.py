@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -85,12 +86,15 @@ class Faults:
     def __init__(self, faults: list[Fault]) -> None:
         self._faults = faults
         self._hits: Counter[str] = Counter()
+        self._lock = threading.Lock()  # adapters are written in a thread
 
     def hit(self, point: Point) -> None:
         """Count, and do what is planned. Raises OSError for a full disk."""
-        self._hits[point] += 1
+        with self._lock:
+            self._hits[point] += 1
+            hits = self._hits[point]
         for fault in self._faults:
-            if fault.point == point and fault.first <= self._hits[point] <= fault.last:
+            if fault.point == point and fault.first <= hits <= fault.last:
                 _strike(fault.kind)
 
 

@@ -146,8 +146,8 @@ class AdaptationRuns:
         return self._tasks[job.id].course.call
 
     def advance(self, job: Job, result: Any, began: float) -> None:
-        """Hand a study the result of its call, or begin it. The end of the study stores the adapter
-        and ends the adaptation."""
+        """Hand a study the result of its call, or begin it. At its end the adapter goes to the
+        disk, and `end` ends the adaptation."""
         task, around = self._tasks[job.id], self._around
         if task.started_at is None:
             self._start(task, began)
@@ -248,12 +248,22 @@ class AdaptationRuns:
         self._around.wait_for(task.job, None)
 
     def _finish(self, task: AdaptationTask, adapter: Adapter) -> None:
+        """The study is over. Its outcome is told by `end`, once the adapter is on the disk."""
         around, id = self._around, task.job.id
         if not adapter.state.is_finite():
             self.fail(id, "non_finite", "the model's state after this document is not finite")
             return
         adapter.manifest["model_hash"] = around.model_hash
+        around.scheduler.remove(id)
         around.cache.put(id, adapter)
+
+    def end(self, adaptation_id: str) -> None:
+        """Tell the outcome of an adaptation whose adapter the disk has. Raises OSError where the
+        disk has refused it."""
+        around, id, task = self._around, adaptation_id, self._tasks[adaptation_id]
+        around.cache.confirm(id)
+        adapter = task.course.result
+        assert adapter is not None, "what is written has been made"
         refused = task.config is not None and not adapter.adapted
         usage = adapter.manifest.get("usage", {})
         if _is_import(task.message):
@@ -293,7 +303,13 @@ class AdaptationRuns:
         )
 
     def cancel(self, adaptation_id: str) -> None:
-        """End an adaptation because its client asked for it."""
+        """End an adaptation because its client asked for it. One whose adapter is on its way to the
+        disk is over, and ends as it does."""
+        if adaptation_id not in self._around.cache.writing:
+            self.give_up(adaptation_id)
+
+    def give_up(self, adaptation_id: str) -> None:
+        """End an adaptation whose adapter nobody may have any more."""
         self._drop(adaptation_id)
         self._around.emit(AdaptationDone(adaptation_id=adaptation_id, status="cancelled"))
 

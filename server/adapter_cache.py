@@ -1,20 +1,23 @@
 """Adapters in tiers: at hand on the model's device, on the host, and all of them on disk.
 
 They move down least recently used first, as bytes ask, and up when they are used. One in use (by a
-request, or by a study that reads on from it) is pinned: it counts, and stays where it is. Files are
-read and verified in a thread of their own, so that decoding goes on meanwhile; all else happens in
-the caller's, moves between devices too. Knows sizes, pins and hits; knows nothing of who uses an
-adapter.
+request, by a study that reads on from it, or by its own way to the disk) is pinned: it counts, and
+stays where it is. Files are read and verified in a thread of their own, and written in another (see
+`adapter_writes.py`), so that decoding goes on meanwhile; all else happens in the caller's, moves
+between devices too. Knows sizes, pins and hits; knows nothing of who uses an adapter.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from typing import Any
 
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.store import AdapterStore
 from imprint.server.adapter_tiers import Held, Tier
+from imprint.server.adapter_writes import AdapterWrites
 from imprint.server.messages import Observation
 
 Observe = Callable[[Observation], None]
@@ -23,7 +26,13 @@ Observe = Callable[[Observation], None]
 class AdapterCache:
     """Bounded tiers of memory over the store that keeps every adapter."""
 
-    def __init__(self, store: AdapterStore, tiers: Sequence[Tier], observe: Observe) -> None:
+    def __init__(
+        self,
+        store: AdapterStore,
+        tiers: Sequence[Tier],
+        observe: Observe,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`tiers`: of memory, the one that adapters are used from first."""
         self.tiers = list(tiers)
         self._store = store
@@ -31,6 +40,7 @@ class AdapterCache:
         self._pins: Counter[str] = Counter()
         self._loads: dict[str, Future[Adapter]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+        self._writes = AdapterWrites(store, clock)
         self._disk_bytes: dict[str, int] = {}
         for adapter_id in store.ids():
             with suppress(FileNotFoundError):  # another worker has just deleted it
@@ -64,24 +74,51 @@ class AdapterCache:
         self._settle()
 
     def wait(self, timeout_s: float) -> None:
-        """Until one of the loads is done, or the time is over; at once where there are none."""
-        if self._loads:
-            wait(self._loads.values(), timeout_s, FIRST_COMPLETED)
+        """Until one of the loads or writes is done, or the time is over; at once where there are
+        none."""
+        under_way: list[Future[Any]] = [*self._loads.values(), *self._writes.futures()]
+        if under_way:
+            wait(under_way, timeout_s, FIRST_COMPLETED)
 
     def put(self, adapter_id: str, adapter: Adapter) -> None:
-        """Write an adapter to disk, atomically, and keep it at hand."""
-        self._store.save(adapter_id, adapter)
-        self._disk_bytes[adapter_id] = self._store.path(adapter_id).stat().st_size
+        """Keep an adapter at hand, and begin to write it to disk, atomically.
+
+        It is pinned until `confirm`, and nobody may change it from now on.
+        """
         self._keep(adapter_id, Held(adapter))
+        self._pins[adapter_id] += 1
+        self._writes.begin(adapter_id, adapter)
         self._settle()
+
+    @property
+    def writing(self) -> list[str]:
+        """What has been `put` and neither confirmed nor evicted."""
+        return self._writes.ids()
+
+    def written(self) -> list[str]:
+        """Those of `writing` that are to be confirmed; see `AdapterWrites.due`."""
+        return self._writes.due()
+
+    def confirm(self, adapter_id: str) -> None:
+        """Rely on an adapter from now on, which the disk has; waits for that.
+
+        Raises OSError where the disk has not taken it: then it is not at hand either.
+        """
+        write = self._writes.take(adapter_id)
+        if write.exception() is not None:
+            self._forget(adapter_id)
+        self.release(adapter_id)
+        self._disk_bytes[adapter_id] = write.result()
 
     def evict(self, adapter_id: str) -> None:
         """Drop an adapter from every tier, pinned or not; unknown ids are fine."""
         load = self._loads.pop(adapter_id, None)
         if load is not None and not load.cancel():
             load.exception()  # wait: afterwards the thread holds nothing of it
-        for tier in self.tiers:
-            tier.take(adapter_id)
+        was_on_its_way = self._writes.drop(adapter_id)
+        self._forget(adapter_id)
+        if was_on_its_way:
+            self.release(adapter_id)
         with suppress(ValueError):  # an id that no file can have
             self._store.delete(adapter_id)
         self._disk_bytes.pop(adapter_id, None)
@@ -130,13 +167,16 @@ class AdapterCache:
 
     def _keep(self, adapter_id: str, held: Held) -> Adapter:
         """Put into the first tier what is in none."""
-        for tier in self.tiers:
-            tier.take(adapter_id)
+        self._forget(adapter_id)
         first = self.tiers[0]
         first.put(adapter_id, held)
         adapter = first.use(adapter_id)
         assert adapter is not None, "the first tier holds whole adapters"
         return adapter
+
+    def _forget(self, adapter_id: str) -> None:
+        for tier in self.tiers:
+            tier.take(adapter_id)
 
     def _settle(self) -> None:
         """Move down what is too much, until each tier is within its bytes, or all of it pinned."""

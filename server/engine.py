@@ -53,7 +53,7 @@ from imprint.server.worker_memory import free_bytes
 
 log = logging.getLogger(__name__)
 
-LOAD_WAIT_S = 0.02
+DISK_WAIT_S = 0.02
 """How long a step without work waits for the disk before messages are looked at again."""
 
 
@@ -103,7 +103,7 @@ class Engine:
             host_bytes=config.adapter_host_bytes,
             idle_states=config.idle_states,
         )
-        self.cache = AdapterCache(AdapterStore(config.store), tiers, self._report.observe)
+        self.cache = AdapterCache(AdapterStore(config.store), tiers, self._report.observe, clock)
         around = Surroundings(
             model=model,
             model_hash=model_hash,
@@ -157,7 +157,7 @@ class Engine:
 
     def _evict(self, adapter_id: str) -> None:
         if adapter_id in self._adaptations:
-            self._adaptations.cancel(adapter_id)
+            self._adaptations.give_up(adapter_id)
         for request_id in self._answers.using(adapter_id):
             self._answers.fail(request_id, "adapter_not_found", "the adapter was deleted")
         self._decoder.forget()
@@ -177,8 +177,9 @@ class Engine:
 
     @property
     def drained(self) -> bool:
-        """Whether a drain was asked for and every answer is finished."""
-        return self.scheduler.draining and not self.scheduler.answering
+        """Whether a drain was asked for, every answer is finished, and the disk has every adapter
+        that is made."""
+        return self.scheduler.draining and not (self.scheduler.answering or self.cache.writing)
 
     # ---- the step --------------------------------------------------------------------------
 
@@ -199,6 +200,10 @@ class Engine:
         for id in loaded:
             with self._in_unit("begin", [id]):
                 self._answers.go_on(id)
+        written = self.cache.written()
+        for id in written:
+            with self._in_unit("store", [id]):
+                self._adaptations.end(id)
         if not plan.decode and not plan.prefill:
             self._decoder.forget()
         if plan.decode:
@@ -208,13 +213,15 @@ class Engine:
         if plan.quantum:
             with self._times.part(QUANTUM):
                 self._quantum(plan.quantum)
-        worked = bool(plan.begin or loaded or plan.decode or plan.prefill or plan.quantum)
+        computed = bool(plan.decode or plan.prefill or plan.quantum)
+        worked = computed or bool(plan.begin or loaded or written)
+        waiting = self._answers.loading or bool(self.cache.writing)
         if worked:
             self._report.step(self._clock() - began, len(plan.decode))
-        elif self._answers.loading:
+        elif waiting:
             with self._times.part("disk"):
-                self.cache.wait(LOAD_WAIT_S)
-        return worked or bool(plan.expired) or self._answers.loading
+                self.cache.wait(DISK_WAIT_S)
+        return worked or bool(plan.expired) or waiting
 
     def _forward(self, phase: str, parts: Seq[tuple[Sequence, int]]) -> None:
         """One batch; if it raises and has several rows, each of them alone.

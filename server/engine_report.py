@@ -61,12 +61,13 @@ class EngineReport:
         counts = scheduler.counts()
         adapters, adapter_bytes = cache.sizes()
         finish_s, backlog_s = scheduler.finish_estimates()
+        writing = cache.writing  # these adaptations have an end left, and no work
         return WorkerStats(
             adaptations_waiting=counts.adaptations_waiting,
-            adaptations_running=counts.adaptations_running,
+            adaptations_running=counts.adaptations_running + len(writing),
             requests_waiting=counts.requests_waiting,
             requests_running=counts.requests_running,
-            adaptation_finish_s=finish_s,
+            adaptation_finish_s={**finish_s, **dict.fromkeys(writing, 0.0)},
             backlog_s=backlog_s,
             adaptation_bytes=counts.adaptation_bytes,
             adaptation_capacity_bytes=scheduler.config.adaptation_bytes,

@@ -192,7 +192,8 @@ class Metrics:
             Counter,
             "engine_time_seconds_total",
             "Where engines spend their time: model (sampling included), slots (states copied in "
-            "and out), quantum, disk (idle until an adapter is loaded), own (all else, in Python).",
+            "and out), quantum, disk (idle until an adapter is read or written), own (all else, "
+            "in Python).",
             "part",
         )
         add(Histogram, "engine_batch_size", "Sequences per decode.", buckets=buckets.BATCH)

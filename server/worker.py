@@ -2,8 +2,8 @@
 
 `python -m imprint.server.worker CONFIG` with `WorkerStart` as JSON. Between two units of work it
 takes messages in and, once an interval, sends a heartbeat: it is silent for at most an interval
-and one quantum. Idle, it sleeps in poll. SIGTERM or `Drain` lets running answers finish and exits
-with 0; a second SIGTERM aborts. It dies with its parent.
+and one quantum. Idle, it sleeps in poll. SIGTERM or `Drain` lets running answers finish, and
+adapters come to the disk, and exits with 0; a second SIGTERM aborts. It dies with its parent.
 """
 
 import ctypes

@@ -66,7 +66,8 @@ class Generate(Message, frozen=True, kw_only=True):
 
 
 class Cancel(Message, frozen=True, kw_only=True):
-    """Stop an adaptation or a request within one quantum; an unknown id is ignored."""
+    """Stop an adaptation or a request within one quantum; an unknown id is ignored. An adaptation
+    of which only the adapter's way to the disk is left ends as it does."""
 
     id: str
 

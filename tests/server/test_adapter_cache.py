@@ -72,6 +72,12 @@ def make_cache(store: SlowStore, counted: list[tuple[str, str | None]]) -> MakeC
     return make
 
 
+def put(cache: AdapterCache, adapter_id: str, adapter: Adapter) -> None:
+    """As the end of a study does, once the disk has taken it."""
+    cache.put(adapter_id, adapter)
+    cache.confirm(adapter_id)
+
+
 def use(cache: AdapterCache, adapter_id: str) -> Adapter:
     """As a request does that is over at once."""
     adapter = cache.acquire(adapter_id)
@@ -87,7 +93,7 @@ def test_the_least_recently_used_leave_memory_first(
     cache = make_cache(2 * NBYTES)
     store.go_on.set()
     for number, name in enumerate("abc"):
-        cache.put(name, adapter_of(float(number)))
+        put(cache, name, adapter_of(float(number)))
     assert cache.sizes()[0] == {"host": 2, "disk": 3}
     assert cache.sizes()[1]["host"] == 2 * NBYTES
     assert use(cache, "b").manifest["value"] == 1  # now c is the oldest
@@ -106,11 +112,11 @@ def test_the_least_recently_used_leave_memory_first(
 
 
 def test_a_load_goes_on_beside_other_work(make_cache: MakeCache, store: SlowStore) -> None:
-    make_cache(0).put("a", adapter_of(7.0))
+    put(make_cache(0), "a", adapter_of(7.0))
     cache = make_cache(2 * NBYTES)
     assert not cache.request("a")
     assert not cache.request("a")
-    cache.put("b", adapter_of(8.0))  # the caller is not held up
+    put(cache, "b", adapter_of(8.0))  # the caller is not held up
     assert cache.request("b")
     store.go_on.set()
     cache.wait(20)
@@ -123,7 +129,7 @@ def test_a_load_goes_on_beside_other_work(make_cache: MakeCache, store: SlowStor
 def test_what_is_evicted_while_it_is_loaded_does_not_come_back(
     make_cache: MakeCache, store: SlowStore
 ) -> None:
-    make_cache(0).put("a", adapter_of(7.0))
+    put(make_cache(0), "a", adapter_of(7.0))
     cache = make_cache(2 * NBYTES)
     cache.request("a")
     threading.Timer(0.05, store.go_on.set).start()
@@ -136,7 +142,7 @@ def test_what_is_evicted_while_it_is_loaded_does_not_come_back(
 def test_a_load_that_nobody_waits_for_any_more_is_counted_as_memory(
     make_cache: MakeCache, store: SlowStore
 ) -> None:
-    make_cache(0).put("a", adapter_of(7.0))
+    put(make_cache(0), "a", adapter_of(7.0))
     cache = make_cache(2 * NBYTES)
     cache.request("a")
     cache.request("nobody")
@@ -152,7 +158,7 @@ def test_adapters_move_down_as_bytes_ask_and_up_when_they_are_used(
     store.go_on.set()
     cache = make_cache(2 * NBYTES, device=NBYTES)
     for number, name in enumerate("abcd"):
-        cache.put(name, adapter_of(float(number)))
+        put(cache, name, adapter_of(float(number)))
     # d is at hand, b and c on the host, a on disk alone
     assert cache.sizes()[0] == {"device": 1, "host": 2, "disk": 4}
     assert cache.sizes()[1]["device"] == NBYTES
@@ -181,11 +187,11 @@ def test_what_is_in_use_stays_where_it_is_and_counts(
 ) -> None:
     store.go_on.set()
     cache = make_cache(NBYTES, device=NBYTES)
-    cache.put("a", adapter_of(0.0))
+    put(cache, "a", adapter_of(0.0))
     first, second = cache.acquire("a"), cache.acquire("a")
     assert first is second
     for name in "bc":
-        cache.put(name, adapter_of(1.0))  # no room beside a
+        put(cache, name, adapter_of(1.0))  # no room beside a
     assert cache.sizes()[0] == {"device": 1, "host": 1, "disk": 3}
     other = cache.acquire("b")
     assert cache.sizes()[1]["device"] == 2 * NBYTES  # over its bound, and says so
@@ -273,7 +279,7 @@ def test_idle_adapters_are_packed_once_and_whole_while_in_use(
     store.go_on.set()
     adapter = noisy(0)
     cache = make_cache(10 * adapter.nbytes, device=0, idle="int8")
-    cache.put("a", adapter)
+    put(cache, "a", adapter)
     assert cache.sizes()[0] == {"device": 0, "host": 1, "disk": 1}
     idle_bytes = cache.sizes()[1]["host"]
     assert idle_bytes < adapter.nbytes

@@ -95,6 +95,10 @@ def steps_of(said: list[FromWorker]) -> list[int]:
     return [event.data["step"] for event in events]
 
 
+def outcomes_of(said: list[FromWorker]) -> list[str]:
+    return [message.status for message in said if isinstance(message, AdaptationDone)]
+
+
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> DeltaNet:
     loaded = load_model(tiny_checkpoint)
@@ -142,6 +146,28 @@ def test_another_worker_goes_on_after_the_last_step(
     second.engine.handle(Evict(adapter_id="a"))
     assert second.progress.ids() == []
     assert second.engine.scheduler.finish_estimates() == ({}, 0.0)
+
+
+def test_a_worker_that_dies_between_the_file_and_the_outcome_loses_nothing(
+    make_worker: Callable[..., Worker],
+) -> None:
+    whole = make_worker("whole")
+    whole.begin()
+    whole.run()
+    dead = make_worker()
+    dead.begin()
+    while not dead.engine.cache.writing:
+        dead.engine.step()
+    dead.engine.cache.wait(20)
+    assert dead.engine.cache.written() == ["a"]
+    assert outcomes_of(dead.sent) == []
+    second = make_worker()
+    second.begin(attempt=2)
+    said = second.run()
+    assert [m.step for m in said if isinstance(m, AdaptationResumed)] == [4]
+    assert steps_of(said) == []
+    assert outcomes_of(said) == outcomes_of(whole.sent)
+    assert second.content() == whole.content()
 
 
 def test_a_refused_checkpoint_starts_over(make_worker: Callable[..., Worker]) -> None:

@@ -15,10 +15,12 @@ import psutil
 import pytest
 import zmq
 
+from imprint.adapters import faults
 from imprint.server.messages import (
     Adapt,
     AdaptationDone,
     AdaptationStarted,
+    Cancel,
     Drain,
     FromWorker,
     Generate,
@@ -45,7 +47,10 @@ READING = Prompt(sequence_id="s", tokens=[5] * 500_000)
 class Peer:
     """The other end of a worker's socket, and the worker."""
 
-    def __init__(self, checkpoint: Path, folder: Path, **changes: object) -> None:
+    def __init__(
+        self, checkpoint: Path, folder: Path, *, plan: str = "", **changes: object
+    ) -> None:
+        """`plan`: the worker's faults."""
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -61,7 +66,8 @@ class Peer:
             worker=worker, endpoint=endpoint, identity="worker-0.1", parent_pid=os.getpid()
         )
         command = [sys.executable, "-m", "imprint.server.worker", msgspec.json.encode(start)]
-        self.process = subprocess.Popen(command)
+        environ = os.environ | ({faults.VARIABLE: plan} if plan else {})
+        self.process = subprocess.Popen(command, env=environ)
 
     def send(self, message: ToWorker) -> None:
         self.socket.send_multipart([b"worker-0.1", encode(message)])
@@ -125,6 +131,31 @@ def test_heartbeats_go_on_between_quanta_and_a_drain_stops_a_study(peer: Peer) -
     assert "quantum_duration_seconds" in names
     peer.send(Drain())
     assert peer.process.wait(10) == 0
+
+
+def test_nobody_hears_of_an_adapter_that_the_disk_does_not_have(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Here it never will; answers decode meanwhile."""
+    peer = Peer(tiny_checkpoint, tmp_path, plan="api/artefact_rename=hang")
+    try:
+        peer.until(Ready)
+        peer.send(Adapt(adaptation_id="a", tokens=[5] * 40, method={"type": "read"}))
+        while not list(peer.store.glob("a.*.partial")):
+            peer.until(Heartbeat)
+        peer.send(Cancel(id="a"))
+        peer.send(ANSWER)
+        peer.send(Drain())
+        heard: list[FromWorker] = []
+        while not any(isinstance(message, SequenceDone) for message in heard):
+            message = peer.receive()
+            heard += message.values if isinstance(message, Generated) else [message]
+        while not isinstance(heard[-1], Heartbeat):
+            heard.append(peer.receive())
+        assert not any(isinstance(message, AdaptationDone) for message in heard)
+        assert peer.process.poll() is None  # it does not leave before the disk has it
+    finally:
+        peer.close()
 
 
 def test_sigterm_lets_an_answer_finish(peer: Peer) -> None:
