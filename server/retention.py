@@ -6,11 +6,13 @@ that a restart goes on with it.
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Coroutine
 from typing import Any
 
-from imprint.server import document_journal, replay_journal
+from imprint.adapters.files import FileFolder
+from imprint.server import document_journal, replay_journal, retention_journal
 from imprint.server.background import Background
 from imprint.server.documents import Documents
 from imprint.server.errors import OverloadedError, WorkFailedError
@@ -25,6 +27,8 @@ from imprint.server.uses import Uses
 logger = logging.getLogger(__name__)
 
 DELETE_WAIT_S = 60.0
+ADAPTATION = re.compile(r"adp_[0-9a-f]+")
+"""How the adapters are named that a server makes; the store's folder may hold other files."""
 LOST_ADAPTER = {"adapter_not_found": "adapter_evicted", "adapter_corrupt": "adapter_corrupt"}
 """What a worker says of an adapter that it cannot load, and what the client hears."""
 SWEEP_INTERVAL_S = 5.0
@@ -42,6 +46,7 @@ class Retention:
         jobs: Jobs,
         documents: Documents,
         metrics: Metrics,
+        adapters: FileFolder,
         *,
         history_s: float,
     ) -> None:
@@ -50,6 +55,7 @@ class Retention:
         self._jobs = jobs
         self._documents = documents
         self._metrics = metrics
+        self._adapters = adapters
         self._history_s = history_s
         self._background = Background()
         self._deletions: dict[str, asyncio.Task[None]] = {}
@@ -58,13 +64,23 @@ class Retention:
         """While an adapter is asked, `async with retention.using(id)`: it is not idle then."""
 
     async def start(self) -> None:
-        """Go on with deletions that were cut short, and sweep from time to time."""
+        """Go on with deletions that were cut short, free what was left behind, and sweep from time
+        to time."""
         for row in await self._journal(Journal.unfinished):
             if row.deleting:
                 self._begin_deletion(row.id)
         for id in await self._journal(document_journal.unfinished_deletions):
             self._begin(id, self._delete_document(id))
+        # listed here, before any new adaptation can leave a file
+        left = await asyncio.to_thread(self._adapters.ids)
+        self._background.spawn(self._free_strays([id for id in left if ADAPTATION.fullmatch(id)]))
         self._background.spawn(self._sweep_forever())
+
+    async def _free_strays(self, ids: list[str]) -> None:
+        """Free those of these adapters that a process left which died. Other files stay."""
+        for id in await self._journal(retention_journal.strays, ids):
+            logger.warning("the adapter %s is of no adaptation any more, and is deleted", id)
+            await self._pool.evict(id)
 
     async def close(self) -> None:
         """Stop; deletions that are not complete go on at the next start."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from imprint.adapters.files import ProgressFolder
+from imprint.adapters.files import FileFolder, ProgressFolder
 from imprint.models.tokenizer import Tokenizer, load_tokenizer
 from imprint.server.adapter_files import AdapterFiles
 from imprint.server.answers import Answers
@@ -63,12 +63,13 @@ class Services:
         """
         tokenizer = load_tokenizer(settings.model, question_template=settings.question_template)
         journal = JournalThread(settings.journal_path)
+        store = settings.pool_config().worker.store
         jobs = Jobs(
             journal,
             pool,
             tokenizer,
             metrics,
-            ProgressFolder(settings.pool_config().worker.store),
+            ProgressFolder(store),
             model=settings.served_model_name,
             max_active=settings.max_active_adaptations,
             max_active_bytes=settings.max_active_bytes,
@@ -76,7 +77,9 @@ class Services:
             drain_timeout_s=settings.drain_timeout_s,
         )
         documents = Documents(settings, journal, tokenizer, limits)
-        retention = Retention(journal, pool, jobs, documents, metrics, history_s=settings.history_s)
+        retention = Retention(
+            journal, pool, jobs, documents, metrics, FileFolder(store), history_s=settings.history_s
+        )
         intake = Intake(settings, jobs, documents, tokenizer, metrics, limits)
         pool.on_observation = _Observer(metrics)
         await pool.start()
@@ -89,9 +92,7 @@ class Services:
             pool=pool,
             documents=documents,
             extraction=Extraction(settings),
-            adapter_files=AdapterFiles(
-                settings.pool_config().worker.store, max_tokens=settings.max_document_tokens
-            ),
+            adapter_files=AdapterFiles(store, max_tokens=settings.max_document_tokens),
             jobs=jobs,
             retention=retention,
             replays=Replays(journal),

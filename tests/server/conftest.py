@@ -189,18 +189,19 @@ class FakePool:
 async def _serve(settings: Settings, pool: FakePool) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(settings, pool)
     server = uvicorn.Server(uvicorn_config(app, settings, lifespan="on"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    while not server.started:
-        assert not serving.done(), "the server did not start"
-        await asyncio.sleep(0.005)
-    port = listening.getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        client.app = app  # type: ignore[attr-defined]
-        yield client
-    server.should_exit = True
-    await serving
-    listening.close()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        try:
+            while not server.started:
+                assert not serving.done(), "the server did not start"
+                await asyncio.sleep(0.005)
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+                client.app = app  # type: ignore[attr-defined]
+                yield client
+        finally:
+            server.should_exit = True
+            await serving
 
 
 Serve = Callable[[Settings, FakePool], AbstractAsyncContextManager[httpx.AsyncClient]]

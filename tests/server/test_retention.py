@@ -1,4 +1,5 @@
-"""Adapters whose time is over are freed a few at a time, and one that hangs holds up no other."""
+"""Adapters whose time is over are freed a few at a time, and one that hangs holds up no other; what
+a process leaves behind that dies is freed at the next start."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from imprint.adapters.files import FileFolder
 from imprint.server.config import Settings
 from imprint.server.journal import Journal
 from imprint.server.retention import MAX_EXPIRING
@@ -67,3 +69,31 @@ async def test_one_that_hangs_holds_up_no_other(serve: Any, settings: Settings, 
         stuck.set()
         await until(lambda: hanging.first in hanging.evicted)
     assert sorted(hanging.evicted) == sorted(ids)
+
+
+async def test_files_that_no_adaptation_stands_for_are_freed_at_the_start(
+    serve: Any, settings: Settings, pool: Any
+) -> None:
+    store = FileFolder(settings.pool_config().worker.store)
+    async with serve(settings, pool) as client:
+        expired, ready = await make_due(client, 2)
+        pool.hold = True
+        running = await client.post("/v1/adaptations", json={"document": "long"})
+        gone = await client.post("/v1/adaptations", json={"document": "cancelled"})
+        ids = [response.json()["id"] for response in (running, gone)]
+        await client.post(f"/v1/adaptations/{ids[1]}/cancel")
+
+        def die_here(journal: Journal) -> None:
+            """What a death leaves between this and the eviction of the file."""
+            with journal.transaction() as db:
+                db.execute("UPDATE adaptations SET expires_at=NULL")
+            assert journal.expire(expired, reason="adaptation_expired")
+
+        await client.app.state.services.journal(die_here)
+        for id in (expired, ready, *ids, "adp_0123456789", "notes-of-somebody"):
+            store.write(id, b"bytes", durable=False)
+    second = type(pool)()
+    second.hold = True
+    async with serve(settings, second):
+        await until(lambda: len(second.evicted) == 3)
+    assert sorted(second.evicted) == sorted([expired, ids[1], "adp_0123456789"])
