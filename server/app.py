@@ -50,6 +50,19 @@ from imprint.server.streams import ClientDisconnectedError
 from imprint.server.tracing import NO_SPAN, Tracer, use_span
 
 logger = logging.getLogger(__name__)
+ROUTES = (
+    documents,
+    adaptations,
+    adapters,
+    studies,
+    answers,
+    completions,
+    chat,
+    tokenization,
+    models,
+    health,
+)
+"""Modules of routes, in the order in which they are asked and described."""
 
 
 class _App(FastAPI):
@@ -104,22 +117,11 @@ def create_app(settings: Settings, pool: Pool, tracer: Tracer | None = None) -> 
         redirect_slashes=False,
         docs_url=None,  # its page loads scripts from elsewhere; /openapi.json is served
         redoc_url=None,
+        # as they were declared: `include_router` would make each of them again, for each app
+        routes=[route for module in ROUTES for route in module.router.routes],
     )
     app.metrics, app.tracer, app.keyed = metrics, tracer, bool(keys)
     _add_guards(app, settings, keys, limits)
-    for module in (
-        documents,
-        adaptations,
-        adapters,
-        studies,
-        answers,
-        completions,
-        chat,
-        tokenization,
-        models,
-        health,
-    ):
-        app.include_router(module.router)
     app.include_router(page.page_router())
     app.add_exception_handler(ImprintError, _imprint_error)
     app.add_exception_handler(HTTPException, _http_error)
