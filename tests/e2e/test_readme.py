@@ -36,7 +36,7 @@ def free_port() -> int:
 
 def is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/ready", timeout=2).status_code == 200
+        return httpx.get(f"{url}/health/ready", timeout=2, verify=False).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -42,7 +42,7 @@ def url(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        while httpx.get(f"{found[0]}/health/ready").status_code != 200:
+        while httpx.get(f"{found[0]}/health/ready", verify=False).status_code != 200:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield found[0]

@@ -143,7 +143,7 @@ def serving(data: Path) -> Iterator[str]:
 
 def _ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/ready", timeout=2).status_code == 200
+        return httpx.get(f"{url}/health/ready", timeout=2, verify=False).status_code == 200
     except httpx.TransportError:
         return False
 
