@@ -339,6 +339,8 @@ def _checked_number(name: str, value: Any, *, integer: bool) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         kind = "an integer" if integer else "a number"
         raise ConfigError(name, f"{name} must be {kind}, got {value!r}")
+    if isinstance(value, int) and value.bit_length() > 64:  # maybe more than a float can hold
+        raise ConfigError(name, f"{name} is too large a number")
     if integer:
         if value != int(value) if math.isfinite(value) else True:
             raise ConfigError(name, f"{name} must be an integer, got {value!r}")

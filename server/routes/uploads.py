@@ -76,7 +76,7 @@ async def _json(request: Request) -> Any:
         raise RequestValidationError(
             [{"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}]
         ) from None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no UTF-8, too deep, or a number of too many digits
         raise InvalidRequestError("the body is not JSON in UTF-8", code="invalid_json") from None
 
 

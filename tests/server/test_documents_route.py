@@ -116,6 +116,11 @@ async def test_wrong_documents(serve: Any, settings: Settings, pool: Any) -> Non
         assert (error["code"], error["param"]) == ("document_too_large", "text")
         assert (await post(client, status=400, text=""))["param"] == "text"
         assert (await post(client, status=400, text="x", titel="y"))["code"] == "unknown_parameter"
+        for body in (b"{", b"[" * 100_000, b'{"text": "\xff"}', b'{"text": %s}' % (b"9" * 5000)):
+            json_type = {"Content-Type": "application/json"}
+            refused = await client.post(PATH, content=body, headers=json_type)
+            code = refused.json()["error"]["code"]
+            assert (refused.status_code, code) == (400, "invalid_json")
         adapt, ask = "/v1/adaptations", "/v1/answers"
         both = {"document": "x", "document_id": "doc_x"}
         assert (await post(client, adapt, 400, **both))["code"] == "invalid_request"
