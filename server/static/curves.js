@@ -20,8 +20,8 @@ const CHARTS = [
     about: "How hard the true text at the sampled positions was",
   },
   {
-    title: "Policy loss", hint: "before its weight", name: "policy_loss",
-    about: "What the rewards push the model to change",
+    title: "Policy loss", hint: "near 0 by design", name: "policy_loss", least: 1e-4,
+    about: "The rewards push the model by its slope; what is far below a thousandth is rounding",
   },
   {
     title: "Probe", hint: "nats, lower is better", name: "probe_nats", base: "probe_base_nats",
@@ -47,7 +47,7 @@ export class Curves {
   /** A step's numbers, in order; a step that is told again is ignored. */
   add(event) {
     if (event.step <= (this.#points.at(-1)?.step ?? 0)) return;
-    this.#points.push(event);
+    this.#points.push(rounded(event));
     this.#steps = Math.max(event.steps ?? 1, event.step, this.#steps);
     this.#draw();
   }
@@ -88,7 +88,7 @@ export class Curves {
     const values = points.flatMap((point) => [chart.spread ? under(point) : point[chart.name],
       point[chart.name] + band(point)]);
     if (Number.isFinite(base)) values.push(base);
-    const [low, high] = padded(Math.min(...values), Math.max(...values), chart.spread);
+    const [low, high] = padded(Math.min(...values), Math.max(...values), chart.spread, chart.least);
     const digits = Math.min(4, Math.max(2, Math.ceil(-Math.log10(high - low)) + 1)); // so that they differ
     const x = (step) => LEFT + ((WIDTH - LEFT - RIGHT) * (step - 1)) / Math.max(1, this.#steps - 1);
     const y = (value) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - value)) / (high - low);
@@ -113,8 +113,14 @@ export class Curves {
   }
 }
 
+/** A step's numbers, without those that say nothing. */
+function rounded(event) {
+  const small = CHARTS.filter(({ name, least }) => least && Math.abs(event[name]) < least);
+  return { ...event, ...Object.fromEntries(small.map(({ name }) => [name, 0])) };
+}
+
 /** A little room on both sides; a range that `starts` at nothing, or above, stays there. */
-function padded(low, high, starts) {
-  const room = (high - low) * 0.08 || Math.abs(high) * 0.05 || 1e-9;
+function padded(low, high, starts, least = 1e-9) {
+  const room = (high - low) * 0.08 || Math.abs(high) * 0.05 || least;
   return [starts && low >= 0 ? 0 : low - room, high + room];
 }
