@@ -88,7 +88,7 @@ class Answers:
         self, body: CreateAnswers, work: Generate, owner: str, deadline: float
     ) -> AsyncGenerator[dict[str, Any], None]:
         if body.adaptation is not None:
-            row = await self._intake.ready(body.adaptation, owner)
+            row = await self._intake.ready(body.adaptation, owner, param="adaptation")
             yield _progress({"phase": "queued"})
             events = self._ask(body, row, work, deadline)
         else:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,6 +19,7 @@ from imprint.server.admission import Admission
 from imprint.server.auth import RequireKey
 from imprint.server.config import Settings
 from imprint.server.errors import (
+    NOT_JSON,
     STATUS_CODES,
     ImprintError,
     OverloadedError,
@@ -162,12 +164,16 @@ async def _imprint_error(_: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = STATUS_CODES.get(error.status_code, "http_error")
-    body = error_body(error.status_code, str(error.detail), code=code)
-    headers = error.headers
-    if error.status_code == 405:
+    status, message, headers = error.status_code, str(error.detail), error.headers
+    code = STATUS_CODES.get(status, "http_error")
+    if status == 405:
         headers = {"Allow": _methods_of(request)}
-    return JSONResponse(body, status_code=error.status_code, headers=headers)
+        message = f"this path takes {headers['Allow']}"
+    elif status == 404 and message == HTTPStatus.NOT_FOUND.phrase:
+        message = "there is no such route; /openapi.json describes all of them"
+    elif status == 400 and isinstance(error.__cause__, ValueError | RecursionError):
+        message, code = NOT_JSON, "invalid_json"  # FastAPI's error for a body that it cannot parse
+    return JSONResponse(error_body(status, message, code=code), status_code=status, headers=headers)
 
 
 def _methods_of(request: Request) -> str:

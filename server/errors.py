@@ -157,6 +157,9 @@ class DeadlineError(WorkFailedError):
         self.phase = phase
 
 
+NOT_JSON = "the body is not JSON in UTF-8, is nested too deep, or holds a number of too many digits"
+
+
 def error_body(status: int, message: str, *, code: str, param: str | None = None) -> dict[str, Any]:
     """The one shape. `type` follows the status as in the OpenAI API."""
     kind = "invalid_request_error" if status < 500 else "server_error"
@@ -199,5 +202,7 @@ def _line(error: Mapping[str, Any]) -> str:
         return f"{path}: unknown parameter"
     if error.get("type") == "json_invalid":
         return f"the body is not valid JSON: {clip(error.get('ctx', {}).get('error', message))}"
+    if not path and error.get("type") in ("model_type", "model_attributes_type"):
+        message = "the body must be a JSON object"
     shown = "" if error.get("type") == "missing" else f" (got {clip(error.get('input'))})"
     return f"{path}: {message}{shown}" if path else f"{message}{shown}"

@@ -178,9 +178,9 @@ class Intake:
         ttl_s = self._settings.answer_adapter_ttl_s
         return dataclasses.replace(new, pinned=False, expires_after_s=ttl_s), tokens
 
-    async def ready(self, id: str, owner: str) -> AdaptationRow:
+    async def ready(self, id: str, owner: str, *, param: str | None = None) -> AdaptationRow:
         """An adaptation that can be asked; otherwise raises 404, 409 or 410."""
-        row = await self._jobs.get(id, owner)
+        row = await self._jobs.get(id, owner, param=param)
         if row.status in READY:
             return row
         if row.active:
@@ -208,7 +208,7 @@ class Intake:
             return None
         if id.startswith("doc_"):
             return await self._document_adapter(id, owner)
-        return (await self.ready(id, owner)).id
+        return (await self.ready(id, owner, param="model")).id
 
     async def _document_adapter(self, document_id: str, owner: str) -> str:
         """The newest adaptation of a document's newest version that can be asked."""

@@ -275,14 +275,16 @@ class Jobs:
         """The job in memory, while it is queued or running."""
         return self._active.get(id)
 
-    async def get(self, id: str, owner: str) -> AdaptationRow:
-        """The owner's adaptation; raises NotFoundError for every other id.
+    async def get(self, id: str, owner: str, *, param: str | None = None) -> AdaptationRow:
+        """The owner's adaptation; raises NotFoundError for every other id; `param` is where in the
+        request it stands.
 
         Nothing tells a deleted one, another owner's and one that never was apart.
         """
         row = await self.journal(Journal.get, id)
         if row is None or row.deleting or row.owner != owner:
-            raise NotFoundError(f"no adaptation {clip(id)!r}", code="adaptation_not_found")
+            message = f"no adaptation {clip(id)!r}"
+            raise NotFoundError(message, code="adaptation_not_found", param=param)
         return row
 
     def finish_s(self, id: str) -> float | None:

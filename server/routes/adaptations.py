@@ -48,7 +48,7 @@ async def page(
 ) -> dict[str, Any]:
     """Adaptations, newest first; `after` is the last id of the page before."""
     if after is not None:
-        await services.jobs.get(after, owner)
+        await services.jobs.get(after, owner, param="after")
     rows = await services.journal(Journal.page, owner, after=after, limit=limit + 1)
     data = [_object(services, row) for row in rows[:limit]]
     return list_object(data, has_more=len(rows) > limit)

@@ -40,7 +40,7 @@ async def _cursor(services: Services, after: str, owner: str) -> str | None:
     base model. Raises NotFoundError."""
     base, _, id = after.partition(":")
     services.intake.check_model(base, param="after")
-    return (await services.jobs.get(id, owner)).id if id else None
+    return (await services.jobs.get(id, owner, param="after")).id if id else None
 
 
 @router.get("/{name:path}", **described(Model, 404, 409, 410))

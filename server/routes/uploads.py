@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from imprint.server.api_examples import EXAMPLES
-from imprint.server.errors import InvalidRequestError
+from imprint.server.errors import NOT_JSON, InvalidRequestError
 from imprint.server.schemas import CreateDocument, UploadFields
 
 Checked = TypeVar("Checked", bound=UploadFields)
@@ -76,8 +76,8 @@ async def _json(request: Request) -> Any:
         raise RequestValidationError(
             [{"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}]
         ) from None
-    except (ValueError, RecursionError):  # no UTF-8, too deep, or a number of too many digits
-        raise InvalidRequestError("the body is not JSON in UTF-8", code="invalid_json") from None
+    except (ValueError, RecursionError):
+        raise InvalidRequestError(NOT_JSON, code="invalid_json") from None
 
 
 async def _upload(request: Request) -> Upload:

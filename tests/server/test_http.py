@@ -30,6 +30,33 @@ def check_shape(response: httpx.Response, status: int, code: str) -> dict[str, A
     return body["error"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code", "message", "param"),
+    [
+        ("GET", "/nope", b"", "not_found", "openapi.json", None),
+        ("GET", f"{ADAPT}?after=x", b"", "adaptation_not_found", "no adaptation 'x'", "after"),
+        ("GET", "/v1/models?after=tiny:x", b"", "adaptation_not_found", "'x'", "after"),
+        ("PUT", ADAPT, b"", "method_not_allowed", "this path takes GET, POST", None),
+        ("POST", ADAPT, b"[]", "invalid_request", "must be a JSON object", None),
+        ("POST", ADAPT, b"[" * 100_000, "invalid_json", "not JSON", None),
+        ("POST", ADAPT, b'{"document": "\xff"}', "invalid_json", "not JSON in UTF-8", None),
+        ("POST", ADAPT, b'{"seed": %s}' % (b"9" * 5000), "invalid_json", "digits", None),
+        ("POST", ADAPT, b'{"document": "x", "method": {"steps": %s}}' % (b"9" * 400),
+         "invalid_request", "steps is too large", "method.steps"),
+        ("POST", "/v1/answers", b'{"adaptation": "x", "questions": ["q"]}', "adaptation_not_found",
+         "'x'", "adaptation"),
+        ("POST", "/v1/completions", b'{"model": "tiny:x", "prompt": "p"}', "adaptation_not_found",
+         "'x'", "model"),
+    ],
+)  # fmt: skip
+async def test_a_refusal_says_what_is_wrong_and_where(
+    client: Any, method: str, path: str, body: bytes, code: str, message: str, param: str | None
+) -> None:
+    error = (await client.request(method, path, content=body, headers=JSON)).json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+    assert message in error["message"]
+
+
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
 
@@ -68,9 +95,9 @@ async def test_a_wrong_method_is_told_the_right_ones(client: Any) -> None:
         ("POST", ADAPT, "document=x", {}, 415, "unsupported_media_type"),
         ("POST", ADAPT, "{}", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
         ("POST", ADAPT, "{", JSON, 400, "invalid_json"),
-        ("POST", ADAPT, "[" * 100_000, JSON, 400, "invalid_request"),
+        ("POST", ADAPT, "[" * 100_000, JSON, 400, "invalid_json"),
         ("POST", ADAPT, b"\xff\xfe", JSON, 400, "invalid_json"),
-        ("POST", ADAPT, b'{"document": "\x80"}', JSON, 400, "invalid_request"),
+        ("POST", ADAPT, b'{"document": "\x80"}', JSON, 400, "invalid_json"),
         ("POST", ADAPT, "[]", JSON, 400, "invalid_request"),
         ("POST", ADAPT, "", JSON, 400, "missing_parameter"),
         ("POST", ADAPT, "{}", JSON, 400, "missing_parameter"),
