@@ -9,6 +9,7 @@ from torch import Tensor
 
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.errors import AdaptationError
+from imprint.adapters.optimizer import AdamW
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 
@@ -48,9 +49,9 @@ def delta_dtype(model: FastWeightModel) -> torch.dtype:
     return torch.promote_types(model.dtype, torch.float32)
 
 
-def make_optimizer(parameters: Sequence[Tensor], config: RefineConfig) -> torch.optim.AdamW:
-    """AdamW; elementwise, so several deltas in one tensor never mix."""
-    return torch.optim.AdamW(
+def make_optimizer(parameters: Sequence[Tensor], config: RefineConfig) -> AdamW:
+    """A fresh AdamW as `config` says."""
+    return AdamW(
         parameters,
         lr=config.learning_rate,
         betas=(config.betas[0], config.betas[1]),

@@ -25,6 +25,7 @@ from imprint.adapters import faults
 from imprint.adapters.errors import CorruptAdapterError
 from imprint.adapters.files import FileFolder, ProgressFolder
 from imprint.adapters.gate import ProbeResult
+from imprint.adapters.optimizer import AdamW
 from imprint.adapters.rollout import BranchStart
 from imprint.adapters.scopes import Trained
 from imprint.adapters.trials import Trial
@@ -237,17 +238,14 @@ def _read_completed(
     )
 
 
-def restore(
-    completed: Completed, trained: Trained, optimizer: torch.optim.Optimizer
-) -> Candidate | None:
+def restore(completed: Completed, trained: Trained, optimizer: AdamW) -> Candidate | None:
     """Make what is fresh, and its optimizer, what they were; the best candidate on their device."""
     assert completed.trained is not None
     parameters = trained.parameters()
     with torch.no_grad():
         for mine, theirs in zip(parameters, completed.trained.parameters(), strict=True):
             mine.copy_(theirs)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": completed.optimizer, "param_groups": groups})
+    optimizer.restore(completed.optimizer)
     best = completed.best
     if best is None:
         return None

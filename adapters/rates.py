@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from imprint.adapters.calls import Calls
 from imprint.adapters.delta import make_optimizer
+from imprint.adapters.optimizer import AdamW
 from imprint.adapters.outcome import is_finite
 from imprint.adapters.quantum import Study, Usage
 from imprint.adapters.scopes import Trained, fresh
@@ -32,9 +31,7 @@ def try_rates(model: FastWeightModel, studied: Studied, usage: Usage) -> Study[l
     return trials
 
 
-def _trial(
-    studied: Studied, trained: Trained, optimizer: torch.optim.Optimizer
-) -> Calls[float | None]:
+def _trial(studied: Studied, trained: Trained, optimizer: AdamW) -> Calls[float | None]:
     for step in range(studied.config.trial_steps):
         optimizer.zero_grad()
         result = yield from studied.step(trained, step)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from imprint.adapters.adapter import Adapter
@@ -29,6 +28,7 @@ from imprint.adapters.gate import (
     neutral_call,
     probe_places,
 )
+from imprint.adapters.optimizer import AdamW
 from imprint.adapters.outcome import is_finite, refused, step_event, study_result
 from imprint.adapters.progress import Begun, Candidate, Completed, Progress, restore
 from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
@@ -221,12 +221,12 @@ class Refiner:
             )
             self._progress.begin(begun, self._identity())
 
-    def _keep_step(self, step: int, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    def _keep_step(self, step: int, trained: Trained, optimizer: AdamW) -> None:
         if self._progress is not None:
             completed = Completed(
                 step=step,
                 trained=trained,
-                optimizer=optimizer.state_dict()["state"],
+                optimizer=optimizer.state(),
                 best=self._best,
                 since_best=self._since_best,
                 usage=self.usage.to_dict(),
