@@ -22,7 +22,7 @@ from imprint.adapters.files import ProgressFolder
 from imprint.adapters.gate import neutral_loss
 from imprint.adapters.similarity import Similarity
 from imprint.adapters.store import AdapterStore
-from imprint.models import FastWeightModel, Tokenizer
+from imprint.models import FastWeightModel, Tokenizer, weights_hash
 from imprint.server.adaptation_runs import AdaptationRuns
 from imprint.server.adapter_cache import AdapterCache
 from imprint.server.adapter_tiers import tiers_of
@@ -180,6 +180,10 @@ class Engine:
         """Whether a drain was asked for, every answer is finished, and the disk has every adapter
         that is made."""
         return self.scheduler.draining and not (self.scheduler.answering or self.cache.writing)
+
+    def weights_are_kept(self) -> bool:
+        """Whether the base weights are, bit for bit, those that were loaded. Reads all of them."""
+        return weights_hash(self._around.model) == self._around.model_hash
 
     # ---- the step --------------------------------------------------------------------------
 

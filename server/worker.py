@@ -3,7 +3,8 @@
 `python -m imprint.server.worker CONFIG` with `WorkerStart` as JSON. Between two units of work it
 takes messages in and, once an interval, sends a heartbeat: it is silent for at most an interval
 and one quantum. Idle, it sleeps in poll. SIGTERM or `Drain` lets running answers finish, and
-adapters come to the disk, and exits with 0; a second SIGTERM aborts. It dies with its parent.
+adapters come to the disk, and exits with 0; a second SIGTERM aborts. It dies with its parent. The
+last thing that it says is whether it still has the base weights that it loaded.
 """
 
 import ctypes
@@ -84,7 +85,7 @@ class Worker:
         self._engine.flush_observations()
         self._socket.close()
         self._context.term()
-        return 0
+        return last_words(self._engine)
 
     def _guarded(self, work: Callable[[], T]) -> T | Literal[True]:
         """The only place that catches everything: one job's error must not end the others."""
@@ -188,6 +189,18 @@ def load_engine(config: WorkerConfig, emit: Emit) -> tuple[Engine, Ready]:
         dtype=config.dtype,
     )
     return engine, ready
+
+
+def last_words(engine: Engine) -> int:
+    """The exit status of an orderly end: 1 where a job, or broken memory, has changed the model.
+
+    The invariant that everything rests on, asked of live memory; it takes as long as at the start.
+    """
+    if engine.weights_are_kept():
+        log.info("the base weights are as they were loaded")
+        return 0
+    log.error("the base weights are not as they were loaded: do not trust what was answered")
+    return 1
 
 
 def die_with_parent(parent_pid: int) -> None:

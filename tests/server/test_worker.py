@@ -36,6 +36,7 @@ from imprint.server.messages import (
     decode_from_worker,
     encode,
 )
+from imprint.server.worker import last_words, load_engine
 from imprint.server.worker_config import WorkerConfig, WorkerStart
 
 LONG = {"type": "refine", "steps": 1000, "patience": 1000, "positions": 4, "lora_rank": 2}
@@ -217,6 +218,21 @@ def test_a_worker_does_not_start_without_the_store_or_the_device(
         reason = "the store's folder is not there" if status == 74 else "there is no cuda:99"
         assert reason in ended.stderr
     assert not (tmp_path / "away").exists()
+
+
+def test_a_worker_that_leaves_says_whether_its_weights_are_kept(
+    tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = WorkerConfig(model=str(tiny_checkpoint), store=str(tmp_path / "store"))
+    engine, _ = load_engine(config, lambda message: None)
+    with caplog.at_level("INFO"):
+        assert last_words(engine) == 0
+        weight = next(engine._around.model.parameters())
+        weight.data.view(-1)[7] += 1e-3
+        assert last_words(engine) == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "the base weights are as they were loaded"
+    assert said[1].startswith("the base weights are not as they were loaded")
 
 
 def test_a_worker_dies_with_its_parent(tiny_checkpoint: Path, tmp_path: Path) -> None:
