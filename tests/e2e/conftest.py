@@ -45,7 +45,8 @@ class LiveServer:
         return result
 
     def wait_for_workers(self, number: int = 1) -> None:
-        self.wait(lambda: sum(worker["up"] for worker in self.workers()) >= number)
+        # each of them loads torch, side by side: a busy machine takes long for that
+        self.wait(lambda: sum(worker["up"] for worker in self.workers()) >= number, s=100)
 
     def workers(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.http.get("/health").json()["workers"]

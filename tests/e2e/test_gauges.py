@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 BUSY = (
     "imprint_requests_running", "imprint_requests_waiting", "imprint_worker_adaptations",
     "imprint_worker_requests", 'imprint_slots{state="used"}', "imprint_adapters",
