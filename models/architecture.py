@@ -118,7 +118,10 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig, mixers: Sequence[Mixer]) -> None:
         super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        # filled by `reset_parameters` or a checkpoint: torch's own filling, where a model is only
+        # planned (device meta), loads its compiler, which takes more than a second
+        nothing = torch.zeros(config.vocab_size, config.hidden_size)
+        self.embeddings = nn.Embedding.from_pretrained(nothing, freeze=False)
         self.layers = nn.ModuleList(Layer(config, mixer, i) for i, mixer in enumerate(mixers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,17 +62,17 @@ def test_without_gradients_nothing_moves() -> None:
     assert all(map(torch.equal, mine, parameters()))
 
 
-def test_a_study_does_not_load_torchs_compiler() -> None:
+def test_neither_loading_nor_studying_loads_torchs_compiler(tiny_checkpoint: Path) -> None:
     code = """
 import sys
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.refine import Refiner
-from imprint.models import DeltaNet, DeltaNetConfig
-model = DeltaNet(DeltaNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_heads=1))
-model.reset_parameters(0)
-refiner = Refiner(model.requires_grad_(False), [1, 2, 3, 4] * 20, RefineConfig(steps=1))
+from imprint.models import load_model
+model = load_model(sys.argv[1])
+refiner = Refiner(model, [1, 2, 3, 4] * 20, RefineConfig(steps=1))
 assert any(quantum.event for quantum in refiner.run())
 sys.exit("torch._dynamo" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, str(tiny_checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
