@@ -73,3 +73,11 @@ def _random_model(dtype: torch.dtype) -> DeltaNet:
     model = DeltaNet(config)
     model.reset_parameters(1)
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
