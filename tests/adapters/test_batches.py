@@ -193,6 +193,6 @@ def test_documents_together_are_each_as_alone(
 def test_a_document_of_the_bundled_model_is_the_same_in_company() -> None:
     model = load_model(BUNDLED)
     draw = torch.Generator().manual_seed(6)
-    documents = [torch.randint(4096, (300,), generator=draw).tolist() for _ in range(3)]
-    config = RefineConfig(steps=2, segment_tokens=128, probe_confidence=0.0)
+    documents = [torch.randint(4096, (160,), generator=draw).tolist() for _ in range(2)]
+    config = RefineConfig(steps=1, segment_tokens=64, probe_confidence=0.0)
     assert_as_alone(model, documents, config)

@@ -158,11 +158,11 @@ def test_writing_strengths_are_kept(
     assert resumed_at == [1, 2, 3]
 
 
-@pytest.mark.parametrize("preset", ["default", "fast", "paper"])
+@pytest.mark.parametrize(("preset", "steps"), [("default", 3), ("fast", 3), ("paper", 1)])
 def test_every_preset_goes_on(
-    tmp_path: Path, tiny_model: DeltaNet, document: list[int], preset: str
+    tmp_path: Path, tiny_model: DeltaNet, document: list[int], preset: str, steps: int
 ) -> None:
-    config = RefineConfig.preset(preset, segment_tokens=64)
+    config = RefineConfig.preset(preset, segment_tokens=64, steps=steps)
     study = Bench(tmp_path, tiny_model, document, config)
     right, events = study.whole()
     got, told, _ = interrupted(study, extra=0)

@@ -15,13 +15,13 @@ def test_reports_every_ratio(tiny_checkpoint: Path) -> None:
     said: list[str] = []
     report = run_step_benchmark(
         model=tiny_checkpoint,
-        num_tokens=96,
-        positions=3,
+        num_tokens=48,
+        positions=2,
         rollout_length=2,
-        segment_tokens=32,
+        segment_tokens=16,
         repeats=1,
         literal_repeats=1,
-        peak_tokens=(256, 512),
+        peak_tokens=(64, 128),
         progress=said.append,
     )
     assert json.loads(json.dumps(report)) == report

@@ -220,8 +220,8 @@ def test_documents_studied_together_are_each_as_alone(
     make_bench: Callable[[str], Bench], scope: str
 ) -> None:
     """Three of them, two of one length; bit for bit: deltas, states, probes, events."""
-    method = {**REFINE, "scope": scope, "positions": 8}
-    texts = {"a": TEXTS[0][:96], "b": TEXTS[0][96:192], "c": TEXTS[1][:130]}
+    method = {**REFINE, "scope": scope, "rollout_length": 4, "probe_places": 8}
+    texts = {"a": TEXTS[0][:64], "b": TEXTS[0][64:128], "c": TEXTS[1][:90]}
     alone: dict[str, Any] = {}
     for name, text in texts.items():
         bench = make_bench(f"alone-{name}")
