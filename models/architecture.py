@@ -120,8 +120,8 @@ class Trunk(nn.Module):
         super().__init__()
         # filled by `reset_parameters` or a checkpoint: torch's own filling, where a model is only
         # planned (device meta), loads its compiler, which takes more than a second
-        nothing = torch.zeros(config.vocab_size, config.hidden_size)
-        self.embeddings = nn.Embedding.from_pretrained(nothing, freeze=False)
+        size = config.vocab_size, config.hidden_size
+        self.embeddings = nn.Embedding(size[0], size[1], _weight=torch.zeros(size))
         self.layers = nn.ModuleList(Layer(config, mixer, i) for i, mixer in enumerate(mixers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
