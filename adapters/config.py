@@ -48,6 +48,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "segment_tokens": (16, 65536),
     "temperature": (1e-2, 10.0),
     "write_gamma": (0.0, 1e3),
+    "held_steps": (0, 1000),
     "focus_gamma": (0.0, 1e3),
     "focus_window": (1, 1024),
     "focus_spread": (0.0, 1.0),
@@ -149,6 +150,10 @@ class RefineConfig:
     """Sampling temperature of the rollouts."""
     write_gamma: float = 3.0
     """Weight of the writing strength, in standard deviations, with selection = write."""
+    held_steps: int = 4
+    """With selection = write: the first steps, which leave out half of the places that judge. Half
+    of what they learnt must recall those better, or the study is refused. Later steps study them,
+    too: what is left out of a study is lost. 0: nothing is held out."""
     focus_gamma: float = 25.0
     """Weight of relevance (0 to 1) against entropy in nats when questions choose the positions."""
     focus_window: int = 16

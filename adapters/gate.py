@@ -92,8 +92,8 @@ def probe_places(
 
     They ask for an eighth of the document's tokens at most; short documents have fewer places, the
     shortest none. Places are drawn like positions: one a segment, by entropy. With selection by
-    `write` they are the most strongly written ones, and nothing is held out: what the memory holds
-    is little, and what is left out of studying it is lost. Short documents then have up to eight.
+    `write` they are the most strongly written ones, up to eight in short documents, and every
+    second one is held out, `HeldOut`, of the first steps only: what is left out of all is lost.
     """
     num_tokens, length = entropy_T.numel(), config.rollout_length
     num_places = num_probe_places(num_tokens, config)
@@ -106,9 +106,10 @@ def probe_places(
         places_P = select_positions(
             entropy_T, strongest, seed=seed, step=_PROBE_STEP, write_T=write_T
         )
-        return places_P, excluded_T
-    places_P = select_positions(entropy_T, spread, seed=seed, step=_PROBE_STEP)
-    for place in places_P.tolist():
+        held_P = places_P[::2]
+    else:
+        places_P = held_P = select_positions(entropy_T, spread, seed=seed, step=_PROBE_STEP)
+    for place in held_P.tolist():
         excluded_T[place : place + length] = True
     return places_P, excluded_T
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from imprint.adapters.gate import ProbeResult, Verdict
+from imprint.adapters.held_out import HeldOut
 from imprint.adapters.policy import StepResult
 from imprint.adapters.progress import Candidate
 from imprint.adapters.trials import Trial, best_rate
@@ -49,6 +50,7 @@ def study_result(
     base: ProbeResult | None,
     alpha: float | None,
     trials: Sequence[Trial] = (),
+    held_out: HeldOut | None = None,
 ) -> dict[str, Any]:
     """How a study ended, as its manifest and its client are told."""
     after = chosen or best
@@ -63,6 +65,9 @@ def study_result(
         "probe_gain_error_nats": verdict.gain_error_nats,
         "neutral_rise_nats": verdict.neutral_rise_nats,
     }
+    if held_out is not None:
+        result["held_out_gain_nats"] = held_out.gain_nats
+        result["held_out_gain_error_nats"] = held_out.gain_error_nats
     if trials:
         result["learning_rate"] = best_rate(trials)
         result["trials"] = [asdict(trial) for trial in trials]

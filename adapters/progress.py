@@ -25,6 +25,7 @@ from imprint.adapters import faults
 from imprint.adapters.errors import CorruptAdapterError
 from imprint.adapters.files import FileFolder, ProgressFolder
 from imprint.adapters.gate import ProbeResult
+from imprint.adapters.held_out import HeldOut
 from imprint.adapters.optimizer import AdamW
 from imprint.adapters.rollout import BranchStart
 from imprint.adapters.scopes import Trained
@@ -34,7 +35,7 @@ from imprint.models.state import RecurrentState
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = "imprint-progress-2"
+FORMAT: Final = "imprint-progress-3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Completed:
     """What the steps so far tried, as far as it is kept."""
     trials: list[Trial] = field(default_factory=list)
     """The learning rates that were tried before the first step."""
+    held_out: HeldOut | None = None
+    """What the first steps were worth to what they had left out, once that is known."""
 
 
 class Progress:
@@ -175,6 +178,7 @@ class Progress:
             "events": completed.events,
             "branches": completed.branches,
             "trials": [asdict(trial) for trial in completed.trials],
+            "held_out": None if completed.held_out is None else asdict(completed.held_out),
         }
         self._write(self._folder.steps, tensors, manifest, identity)
 
@@ -235,6 +239,7 @@ def _read_completed(
         events=manifest["events"],
         branches=manifest["branches"],
         trials=[Trial(**trial) for trial in manifest["trials"]],
+        held_out=None if manifest["held_out"] is None else HeldOut(**manifest["held_out"]),
     )
 
 

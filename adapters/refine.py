@@ -28,6 +28,7 @@ from imprint.adapters.gate import (
     neutral_call,
     probe_places,
 )
+from imprint.adapters.held_out import REFUSAL, HeldOut, judge_held_out
 from imprint.adapters.optimizer import AdamW
 from imprint.adapters.outcome import is_finite, refused, step_event, study_result
 from imprint.adapters.progress import Begun, Candidate, Completed, Progress, restore
@@ -80,6 +81,8 @@ class Refiner:
         self._best: Candidate | None = None
         self._since_best = 0
         self._trials: list[Trial] = []
+        self.held_out: HeldOut | None = None
+        """What the first steps were worth to what they had left out; None where none do."""
 
     def run(self) -> Quanta:
         """`study`, with each call run alone; yields a quantum for each."""
@@ -107,7 +110,7 @@ class Refiner:
             self.config,
             seed=self.seed,
             step=0,
-            excluded_T=excluded_T,
+            excluded_T=None if self.config.selection == "write" else excluded_T,
             write_T=reading.write_T,
         )
         if len(places_P) == 0 or len(room) == 0:
@@ -183,6 +186,7 @@ class Refiner:
         self._branches = list(completed.branches)
         self._since_best = completed.since_best
         self._trials = list(completed.trials)
+        self.held_out = completed.held_out
         steps = self.config.steps
         yield Quantum(
             phase="resume",
@@ -233,6 +237,7 @@ class Refiner:
                 events=self._events,
                 branches=self._branches,
                 trials=self._trials,
+                held_out=self.held_out,
             )
             own_state = self.config.reads_again
             self._progress.step(completed, self._identity(), own_state=own_state)
@@ -261,7 +266,10 @@ class Refiner:
         step = completed.step
         if step > 0:
             self._best = restore(completed, trained, optimizer)
-        while step < steps and self._since_best < config.patience:
+        held_steps = studied.held_steps
+        while step < steps and (step < held_steps or self._since_best < config.patience):
+            if self.held_out is not None and not self.held_out.passed:
+                return refused(REFUSAL)
             optimizer.zero_grad()
             result = yield from self.usage.run(studied.step(trained, step), step, steps)
             if config.reads_again and step > 0 and result.end is not None:
@@ -278,10 +286,14 @@ class Refiner:
             self._events.append(event)
             tried = record_branches(step, result)
             self._branches += tried
+            if step == held_steps:
+                self.held_out = yield from self._hold_out(studied, base, trained)
             self._keep_step(step, trained, optimizer)
             yield Quantum(
                 phase="step", num_tokens=0, step=step, steps=steps, event=event, branches=tried
             )
+        if self.held_out is not None and not self.held_out.passed:
+            return refused(REFUSAL)
         if config.reads_again and self._since_best < config.patience:
             end = yield from self.usage.run(studied.end_state(trained), steps, steps)
             yield from self._consider(studied, steps, trained, end)
@@ -297,6 +309,21 @@ class Refiner:
         else:
             self._since_best += 1
 
+    def _hold_out(self, studied: Studied, base: ProbeResult, trained: Trained) -> Study[HeldOut]:
+        """What the first steps are worth to the places that they have left out."""
+        held_out = None
+        for alpha in self.config.blend_factors:
+            blend = trained.scaled(alpha)
+            end_state = yield from self.usage.run(
+                studied.end_state(blend), studied.held_steps, self.config.steps
+            )
+            probe = yield from self._probe(studied, blend.view, end_state, studied.held_steps)
+            held_out = judge_held_out(base, probe, self.config, alpha)
+            if held_out.passed:
+                break
+        assert held_out is not None
+        return held_out
+
     def _gate(self, studied: Studied, base: ProbeResult) -> Study[None]:
         """Judge the best candidate, whole and blended; the first that passes is kept."""
         best, reading, steps = self._best, studied.reading, self.config.steps
@@ -305,7 +332,9 @@ class Refiner:
         if neutral_before is None:
             neutral_before = yield from self._neutral_loss(View(model=self.model))
         verdict = None
-        for alpha in self.config.blend_factors:
+        # no more of it than what was held out has borne
+        most = 1.0 if self.held_out is None else self.held_out.alpha
+        for alpha in (factor for factor in self.config.blend_factors if factor <= most):
             trained, end_state, probe = best.trained.scaled(alpha), best.end_state, best.probe
             if alpha != 1.0:
                 end_state = yield from self.usage.run(studied.end_state(trained), steps, steps)
@@ -338,7 +367,7 @@ class Refiner:
         alpha: float | None = None,
     ) -> None:
         assert reading.entropy_T is not None
-        result = study_result(chosen, self._best, verdict, base, alpha, self._trials)
+        result = study_result(chosen, self._best, verdict, base, alpha, self._trials, self.held_out)
         self.chosen = chosen
         self.adapter = Adapter(
             tokens_T=self.tokens_T,

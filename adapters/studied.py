@@ -18,7 +18,7 @@ from imprint.adapters.gate import ProbeResult, probe_call
 from imprint.adapters.policy import StepResult
 from imprint.adapters.reading import Reading, read_segments
 from imprint.adapters.scopes import Trained, View
-from imprint.adapters.selection import select_positions
+from imprint.adapters.selection import allowed_positions, select_positions
 from imprint.adapters.similarity import Similarity
 from imprint.adapters.trunk import trunk_step
 from imprint.models.state import RecurrentState
@@ -36,7 +36,23 @@ class Studied:
     entropy_T: Tensor
     places_P: Tensor
     excluded_T: Tensor
+    """Tokens that are held out, of all steps or of `held_steps`."""
     similarity: Similarity | None = None
+
+    @property
+    def held_steps(self) -> int:
+        """The first steps that leave out what the later ones study; 0 where none do, and where a
+        document is too short to leave anything out."""
+        config = self.config
+        if config.selection != "write" or not bool(self.excluded_T.any()):
+            return 0
+        room = allowed_positions(len(self.tokens_T), config, self.excluded_T)
+        return min(config.held_steps, config.steps) if len(room) else 0
+
+    def excluded_at(self, step: int) -> Tensor | None:
+        """The tokens that step `step` (from 0) leaves out."""
+        later = self.config.selection == "write" and step >= self.held_steps
+        return None if later else self.excluded_T
 
     def step(self, trained: Trained, step: int) -> Calls[StepResult]:
         """Add the gradient of a step to what is trained; the same one whenever it is asked for."""
@@ -49,7 +65,7 @@ class Studied:
                 delta=view.read_delta,
                 seed=self.seed,
                 step=step,
-                excluded_T=self.excluded_T,
+                excluded_T=self.excluded_at(step),
                 start=view.start,
                 similarity=self.similarity,
             )
@@ -59,7 +75,7 @@ class Studied:
             self.config,
             seed=self.seed,
             step=step,
-            excluded_T=self.excluded_T,
+            excluded_T=self.excluded_at(step),
             write_T=self.reading.write_T,
         )
         return query_step(

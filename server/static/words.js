@@ -131,7 +131,7 @@ function accepted(result, method) {
     tone: "good",
     title: "Studying helped",
     text: `${judgedAt(method)}, the right next token became ` +
-      `${likelier(result.probe_gain_nats ?? 0)} (${change(result)}).${side(result)} ` +
+      `${likelier(result.probe_gain_nats ?? 0)} (${change(result)}).${heldOut(result)}${side(result)} ` +
       strength(result.alpha ?? 1, method),
   };
 }
@@ -152,6 +152,13 @@ function judgedAt({ selection }) {
     : "At places that took no part in the study";
 }
 
+/** What the first steps did to places that they left out. */
+function heldOut({ held_out_gain_nats: gain }) {
+  return gain === null || gain === undefined
+    ? ""
+    : ` The first steps left half of these places out; there it became ${likelier(gain)} without practice.`;
+}
+
 /** Where the positions of a step come from. */
 export function positions({ selection }) {
   const where = {
@@ -168,7 +175,7 @@ function refused(result, method) {
   const tested = result.probe_gain_nats
     ? `${judgedAt(method)}, the right next token became ` +
       `${likelier(result.probe_gain_nats)} (${change(result)}).${side(result)} `
-    : "";
+    : `${heldOut(result)} `.trimStart();
   return {
     tone: "warn",
     title: "The gate put the study aside",

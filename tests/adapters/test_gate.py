@@ -59,13 +59,13 @@ def test_no_rollout_ever_covers_a_held_out_token(seed: int, num_tokens: int, len
                 assert not bool(excluded[position : position + length].any())
 
 
-def test_chosen_by_writing_the_strongest_places_judge_and_nothing_is_held_out() -> None:
-    config = RefineConfig(selection="write", rollout_length=5, probe_places=2)
+def test_chosen_by_writing_the_strongest_places_judge_and_every_second_is_held_out() -> None:
+    config = RefineConfig(selection="write", rollout_length=5, probe_places=3)
     strength = torch.zeros(300)
-    strength[50:55] = strength[200:205] = 1.0
+    strength[50:55] = strength[120:125] = strength[200:205] = 1.0
     places, excluded = probe_places(torch.ones(300), config, seed=0, write_T=strength)
-    assert places.tolist() == [50, 200]
-    assert not bool(excluded.any())
+    assert places.tolist() == [50, 120, 200]
+    assert excluded.nonzero().flatten().tolist() == [*range(50, 55), *range(200, 205)]
 
 
 def test_chosen_by_writing_short_documents_can_be_judged() -> None:
