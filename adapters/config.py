@@ -152,8 +152,8 @@ class RefineConfig:
     """Weight of the writing strength, in standard deviations, with selection = write."""
     held_steps: int = 4
     """With selection = write: the first steps, which leave out half of the places that judge. Half
-    of what they learnt must recall those better, or the study is refused. Later steps study them,
-    too: what is left out of a study is lost. 0: nothing is held out."""
+    of what they learnt must recall those better on average, or the study is refused. Later steps
+    study them, too: what is left out of a study is lost. 0: nothing is held out."""
     focus_gamma: float = 25.0
     """Weight of relevance (0 to 1) against entropy in nats when questions choose the positions."""
     focus_window: int = 16

@@ -1,8 +1,8 @@
 """Does what a study learns carry over to what it has not studied yet? Told after its first steps.
 
 With selection by `write` the first steps leave out every second place that judges. Half of what
-they learnt, or what else is given to answers, must recall those better than the base, by more than
-noise. Limit: numbers only.
+they learnt, or what else is given to answers, must recall those better than the base on average;
+the gate asks for certainty at the end, of all places. Limit: numbers only.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ def judge_held_out(
 ) -> HeldOut:
     """Compare the places that were held out: every second one, as `probe_places` has it."""
     before, after = ProbeResult(base.nll_P[::2]), ProbeResult(adapted.nll_P[::2])
-    verdict = judge(before, after, config, neutral_rise_nats=None)
+    verdict = judge(before, after, config.replace(probe_confidence=0.0), neutral_rise_nats=None)
     return HeldOut(alpha, verdict.accepted, verdict.gain_nats, verdict.gain_error_nats)
