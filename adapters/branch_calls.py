@@ -123,7 +123,8 @@ class Rolled:
     """What was rolled out of each row, and how good it was."""
 
     tokens_RGK: Tensor
-    logprobs_RGK: Tensor
+    logprobs_RGK: Tensor | None
+    """As they were drawn; None: as they are under the delta that is asked now."""
     advantages_RG: Tensor
 
 
@@ -186,8 +187,16 @@ class Learn(Call[Learned]):
         ]
 
     def witness(self, calls: Sequence[Self]) -> list[Learned]:
-        """The gradients of deltas that have learnt something."""
-        like = [dataclasses.replace(call, branches=_telling(call.branches)) for call in calls]
+        """The gradients of deltas that have learnt something: they drew no rollouts, and are taken
+        as if they had drawn these."""
+        like = [
+            dataclasses.replace(
+                call,
+                branches=_telling(call.branches),
+                rolled=call.rolled and dataclasses.replace(call.rolled, logprobs_RGK=None),
+            )
+            for call in calls
+        ]
         return like[0].together(like)
 
     def _sequences(self) -> Tensor:
@@ -205,9 +214,10 @@ class Learn(Call[Learned]):
         loss = config.lambda_ntp * ntp_R.sum()
         if self.rolled is None:
             return loss, ntp_R.detach(), None
+        logprobs_RGK, drawn_RGK = logprobs_RSK[:, 1:], self.rolled.logprobs_RGK
         losses_RGK = policy_losses(
-            logprobs_RSK[:, 1:],
-            self.rolled.logprobs_RGK,
+            logprobs_RGK,
+            logprobs_RGK.detach() if drawn_RGK is None else drawn_RGK,
             self.rolled.advantages_RG.unsqueeze(-1),
             config,
             compute_dtype=model.dtype,
