@@ -26,9 +26,6 @@ class AdapterWrites:
         """Since when the thread has been writing what it writes now."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-writer")
 
-    def __contains__(self, adapter_id: object) -> bool:
-        return adapter_id in self._writes
-
     def ids(self) -> list[str]:
         """All that are on their way, in order."""
         return list(self._writes)
