@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir --quiet
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage lint docs bench soak clean
+.PHONY: help serve test coverage lint docs bench soak rehearsal clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: $(READY) ## the measurements of BENCHMARKS.md, as JSON lines
 
 soak: $(READY) ## half an hour of mixed load with a crash every minute (SECONDS=1800)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --seconds $(or $(SECONDS),1800)
+
+rehearsal: $(READY) ## the commands of the Dockerfile in a clean root, without a container engine (as root)
+	$(BIN)/python deploy/rehearse_image.py
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import requires, version
+from importlib.metadata import distributions, requires, version
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -18,9 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def constraints() -> dict[str, str]:
+    """The versions that are pinned for this Python."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(name): pin for name, pin in pins}
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    exact = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in here}
+    assert len(exact) == len(here), "a name is pinned twice"
+    return exact
 
 
 def install_commands(path: Path, pip: str) -> list[str]:
@@ -91,6 +97,23 @@ def test_every_installed_requirement_is_pinned() -> None:
             waiting.append((needed, frozenset(requirement.extras)))
 
 
+def test_pins_can_be_installed_on_every_python_that_is_promised() -> None:
+    """Also on Debian 12's 3.11.2, which is older than some releases of 3.11 ask for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (oldest,) = SpecifierSet(project["requires-python"])
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    unbound = [Requirement(line) for line in lines if line and "#" not in line and ";" not in line]
+    installed = {canonicalize_name(found.name): found for found in distributions()}
+    asked = {
+        pin.name: installed[canonicalize_name(pin.name)].metadata.get("Requires-Python") or ""
+        for pin in unbound
+        if canonicalize_name(pin.name) in installed
+    }
+    assert len(asked) > 50
+    lowest = f"{oldest.version}.0"
+    assert {name: text for name, text in asked.items() if lowest not in SpecifierSet(text)} == {}
+
+
 def test_image_installs_as_make_does() -> None:
     make = install_commands(ROOT / "Makefile", "$(PIP) install")
     image = install_commands(ROOT / "Dockerfile", "RUN python -m pip")
@@ -98,6 +121,20 @@ def test_image_installs_as_make_does() -> None:
     # The one difference: the image holds no development tools and no link to the sources.
     assert [*make[:-1], make[-1].replace("--editable '.[dev]'", "'.[otel]'")] == image
     assert all("--constraint constraints.txt" in command for command in image)
+
+
+def test_the_rehearsal_knows_every_instruction() -> None:
+    spec = spec_from_file_location("rehearse_image", ROOT / "deploy" / "rehearse_image.py")
+    assert spec is not None
+    assert spec.loader is not None
+    rehearsal = module_from_spec(spec)
+    sys.modules[spec.name] = rehearsal  # dataclasses look it up
+    spec.loader.exec_module(rehearsal)
+    found = list(rehearsal.instructions((ROOT / "Dockerfile").read_text(encoding="utf-8")))
+    assert [word for word, _ in found].count("FROM") == 2
+    assert ("USER", "imprint") in found
+    with pytest.raises(ValueError, match="does not know HEALTHCHECK"):
+        list(rehearsal.instructions("HEALTHCHECK NONE"))
 
 
 def test_image_runs_without_root() -> None:
