@@ -1,9 +1,11 @@
 """The journal's SQLite file: opened, brought up to date, written all or nothing. Knows no rows.
 
 What is written is on the disk when a transaction ends: `synchronous=FULL`, since a 202 must survive
-a power cut, and in WAL mode NORMAL may lose the last commits.
+a power cut, and in WAL mode NORMAL may lose the last commits. The lock beside the file is this
+server's: others may read the journal, to back it up, and none may run its jobs.
 """
 
+import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -23,6 +25,9 @@ class JournalUnavailableError(Exception):
     was asked has not been done; later it may work."""
 
 
+IN_USE = "another server is using it; give this one another data_dir"
+
+
 class JournalFile:
     """The open file. Not for use from two threads at once."""
 
@@ -30,26 +35,24 @@ class JournalFile:
         """Opens or makes the file; raises JournalError when it is no journal of this version."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold documents
         self._path = path
+        self._lock = _locked(path.with_suffix(".lock"))
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.row_factory = sqlite3.Row
         try:
-            # Locked for this process alone: two servers on one journal would run each job twice.
             # Deleted text is overwritten, not only unlinked.
             for pragma in (
-                *("busy_timeout=2000", "locking_mode=EXCLUSIVE", "journal_mode=WAL"),
+                *("busy_timeout=2000", "journal_mode=WAL"),
                 *("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"),
             ):
                 self._db.execute(f"PRAGMA {pragma}")
             self._inode = _inode(path)
             self._migrate()
         except (sqlite3.DatabaseError, OSError) as error:
-            self._db.close()
-            reason = str(error)
-            if "locked" in reason:
-                reason = "another server is using it; give this one another data_dir"
+            self.close()
+            reason = IN_USE if "locked" in str(error) else str(error)
             raise JournalError(f"{path} cannot be used as a journal: {reason}") from error
         except JournalError as error:
-            self._db.close()
+            self.close()
             raise JournalError(f"{path}: {error}") from error
 
     def _migrate(self) -> None:
@@ -69,6 +72,7 @@ class JournalFile:
     def close(self) -> None:
         """Checkpoints and closes the file."""
         self._db.close()
+        os.close(self._lock)
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -99,3 +103,15 @@ class JournalFile:
 def _inode(path: Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
+
+
+def _locked(path: Path) -> int:
+    """An open file that nobody else can lock until this process closes it or dies: two servers on
+    one journal would run each job twice. Raises JournalError, OSError."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise JournalError(f"{path.parent}: {IN_USE}") from None
+    return lock

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -258,6 +259,23 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_one_server_per_journal(journal: Journal, path: Path) -> None:
     with pytest.raises(JournalError, match="another server"):
         Journal(path)
+
+
+def test_a_journal_in_use_is_backed_up_as_the_guide_says(journal: Journal, path: Path) -> None:
+    create(journal)
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "backup.md"
+    (code,) = re.findall(r"<<'END'\n(.*?)\nEND", guide.read_text("utf-8"), re.DOTALL)
+    (path.parent / "adapters" / "progress").mkdir(parents=True)
+    (path.parent / "adapters" / "adp_1.safetensors").write_bytes(b"learned")
+    backup = path.parent.with_name("backup")
+    command = [sys.executable, "-c", code, str(path.parent), str(backup)]
+    subprocess.run(command, check=True, timeout=60)
+    create(journal, id="adp_2", text="written since")  # nothing is held up by it
+    assert (backup / "adapters" / "adp_1.safetensors").read_bytes() == b"learned"
+    restored = Journal(backup / path.name)
+    assert [row.id for row in restored.unfinished()] == ["adp_1"]
+    assert restored.parts("adp_1") == ["the secret canary ü"]
+    restored.close()
 
 
 def test_another_format_is_refused(path: Path) -> None:
