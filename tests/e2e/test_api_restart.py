@@ -17,8 +17,8 @@ import pytest
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
-DOCUMENT = "The canary lives in the third house. " * 40
-LONG: dict[str, Any] = {"type": "refine", "steps": 30, "patience": 1000, "group_size": 2}
+DOCUMENT = "The canary lives in the third house. " * 20
+LONG: dict[str, Any] = {"type": "refine", "steps": 24, "patience": 1000, "group_size": 2}
 ENDLESS = {**LONG, "steps": 1000}
 NUM_PROMPTS = 32
 LONG_ANSWER = {  # a random model ends some of the texts early, and some late
@@ -45,12 +45,12 @@ class Server:
         self.children = psutil.Process(self.process.pid).children(recursive=True)
 
     def _wait(self, condition: Any) -> Any:
-        for _ in range(600):
-            if result := condition():
-                return result
+        deadline = time.monotonic() + 90
+        while not (result := condition()):
             assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
-        raise AssertionError(self.log.read_text())
+        return result
 
     def adapt(self, **body: Any) -> str:
         response = self.http.post("/v1/adaptations", json={"document": DOCUMENT, **body})
@@ -107,14 +107,26 @@ def adapter_checksum(data: Path, id: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared") / "data"
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_checkpoint: Path, shared_data: Path) -> Iterator[Server]:
+    """A server for tests that leave it running, and nothing in it."""
+    with serving(tiny_checkpoint, shared_data) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared: Server, shared_data: Path) -> str:
     """What `LONG` leaves where nothing goes wrong."""
-    data = tmp_path_factory.mktemp("undisturbed") / "data"
-    with serving(tiny_checkpoint, data) as server:
-        id = server.adapt(method=LONG)
-        kinds = [event["kind"] for event in server.follow(id)]
-        assert "resumed" not in kinds
-        return adapter_checksum(data, id)
+    id = shared.adapt(method=LONG)
+    kinds = [event["kind"] for event in shared.follow(id)]
+    assert "resumed" not in kinds
+    checksum = adapter_checksum(shared_data, id)
+    assert shared.http.delete(f"/v1/adaptations/{id}").json()["deleted"]
+    return checksum
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -203,53 +215,52 @@ def test_a_second_signal_ends_at_once(tiny_checkpoint: Path, data: Path) -> None
         assert server.gone()
 
 
-def test_two_servers_do_not_share_a_journal(tiny_checkpoint: Path, data: Path) -> None:
-    with serving(tiny_checkpoint, data):
-        command = [sys.executable, "-m", "imprint.server.cli", "serve", "--port", "0"]
-        command += ["--model", str(tiny_checkpoint), "--data-dir", str(data)]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert second.returncode == 1
-        assert "another server is using it" in second.stderr
+def test_two_servers_do_not_share_a_journal(
+    tiny_checkpoint: Path, shared: Server, shared_data: Path
+) -> None:
+    command = [sys.executable, "-m", "imprint.server.cli", "serve", "--port", "0"]
+    command += ["--model", str(tiny_checkpoint), "--data-dir", str(shared_data)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 1
+    assert "another server is using it" in second.stderr
 
 
-def test_deleting_leaves_nothing_on_disk_or_in_memory(tiny_checkpoint: Path, data: Path) -> None:
-    with serving(tiny_checkpoint, data) as server:
-        asked = {"document": DOCUMENT, "questions": ["Where?"], "max_tokens": 4}
-        reply = server.http.post("/v1/answers", json=asked).json()
-        running = server.adapt(method=ENDLESS)
-        server.wait_for_steps(running, 1)
-        held = b"".join(p.read_bytes() for p in data.rglob("*") if p.is_file())
-        assert b"canary" in held
-        for id in (reply["adaptation"]["id"], running):
-            assert server.http.delete(f"/v1/adaptations/{id}").json()["deleted"]
-            files = [p for p in data.rglob("*") if p.is_file()]
-            assert not [p for p in files if id in p.name]
-        held = b"".join(p.read_bytes() for p in data.rglob("*") if p.is_file())
-        assert b"canary" not in held
-        text = ""
+def test_deleting_leaves_nothing_on_disk_or_in_memory(shared: Server, shared_data: Path) -> None:
+    asked = {"document": DOCUMENT, "questions": ["Where?"], "max_tokens": 4}
+    reply = shared.http.post("/v1/answers", json=asked).json()
+    running = shared.adapt(method=ENDLESS)
+    shared.wait_for_steps(running, 1)
+    held = b"".join(p.read_bytes() for p in shared_data.rglob("*") if p.is_file())
+    assert b"canary" in held
+    for id in (reply["adaptation"]["id"], running):
+        assert shared.http.delete(f"/v1/adaptations/{id}").json()["deleted"]
+        files = [p for p in shared_data.rglob("*") if p.is_file()]
+        assert not [p for p in files if id in p.name]
+    held = b"".join(p.read_bytes() for p in shared_data.rglob("*") if p.is_file())
+    assert b"canary" not in held
+    text = ""
 
-        def emptied() -> bool:
-            nonlocal text
-            text = server.http.get("/metrics").text
-            return 'imprint_adapters{tier="host"} 0.0' in text
+    def emptied() -> bool:
+        nonlocal text
+        text = shared.http.get("/metrics").text
+        return 'imprint_adapters{tier="host"} 0.0' in text
 
-        server._wait(emptied)
-        assert 'imprint_adapter_bytes{tier="host"} 0.0' in text
-        assert 'imprint_adapter_bytes{tier="disk"} 0.0' in text
-        assert 'imprint_slots{state="used"} 0.0' in text
-        assert "canary" not in text
-        assert "canary" not in server.log.read_text()
+    shared._wait(emptied)
+    assert 'imprint_adapter_bytes{tier="host"} 0.0' in text
+    assert 'imprint_adapter_bytes{tier="disk"} 0.0' in text
+    assert 'imprint_slots{state="used"} 0.0' in text
+    assert "canary" not in text
+    assert "canary" not in shared.log.read_text()
 
 
-def test_short_patience_leaves_no_work_behind(tiny_checkpoint: Path, data: Path) -> None:
+def test_short_patience_leaves_no_work_behind(shared: Server) -> None:
     """Many requests whose clients give up; then one that must be answered."""
-    with serving(tiny_checkpoint, data) as server:
-        asked = {**LONG_ANSWER, "stream": False}
-        for _ in range(50):
-            with pytest.raises(httpx.ReadTimeout):
-                server.http.post("/v1/completions", json=asked, timeout=0.05)
-        short = {**asked, "prompt": "x", "max_tokens": 3}
-        reply = server.http.post("/v1/completions", json=short, timeout=20)
-        assert reply.json()["usage"]["completion_tokens"] <= 3
-        server._wait(lambda: server.http.get("/health").json()["requests"] == 0)
-        server._wait(lambda: 'imprint_slots{state="used"} 0.0' in server.http.get("/metrics").text)
+    asked = {**LONG_ANSWER, "stream": False}
+    for _ in range(50):
+        with pytest.raises(httpx.ReadTimeout):
+            shared.http.post("/v1/completions", json=asked, timeout=0.05)
+    short = {**asked, "prompt": "x", "max_tokens": 3}
+    reply = shared.http.post("/v1/completions", json=short, timeout=20)
+    assert reply.json()["usage"]["completion_tokens"] <= 3
+    shared._wait(lambda: shared.http.get("/health").json()["requests"] == 0)
+    shared._wait(lambda: 'imprint_slots{state="used"} 0.0' in shared.http.get("/metrics").text)
