@@ -20,8 +20,8 @@ from imprint.server.commands.local_server import local_server
 from imprint.server.config import Settings
 
 pytestmark = pytest.mark.slow
-DOCUMENT = "The canary lives in the third house, and its number is 4711. " * 20
-STUDY = {"type": "refine", "steps": 30, "patience": 1000, "positions": 4, "lora_rank": 2}
+DOCUMENT = "The canary lives in the third house, and its number is 4711. " * 8
+STUDY = {"type": "refine", "steps": 12, "patience": 1000, "positions": 4, "lora_rank": 2}
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_a_study_survives_its_worker(url: str, settings: Settings, tmp_path: Pat
     assert kinds[requeued + 1] == "running"
     assert kinds.count("resumed") == 1
     resumed = kinds.index("resumed")
-    assert events[resumed][1] == {"step": kinds[:resumed].count("step"), "steps": 30}
+    assert events[resumed][1] == {"step": kinds[:resumed].count("step"), "steps": STUDY["steps"]}
     steps = [data for kind, data in events if kind == "step"]
-    assert [data["step"] for data in steps] == list(range(1, 31))  # each of them once
+    assert [data["step"] for data in steps] == list(range(1, STUDY["steps"] + 1))  # each of them once
     with httpx.Client(base_url=url, timeout=60) as http:
         assert 'worker_restarts_total{reason="killed"} 1.0' in http.get("/metrics").text
         body = {"adaptation": job.id, "questions": ["Who?"], "focus": False, "max_tokens": 4}
