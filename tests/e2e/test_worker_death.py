@@ -74,7 +74,9 @@ def test_a_study_survives_its_worker(url: str, settings: Settings, tmp_path: Pat
     resumed = kinds.index("resumed")
     assert events[resumed][1] == {"step": kinds[:resumed].count("step"), "steps": STUDY["steps"]}
     steps = [data for kind, data in events if kind == "step"]
-    assert [data["step"] for data in steps] == list(range(1, STUDY["steps"] + 1))  # each of them once
+    assert [data["step"] for data in steps] == list(
+        range(1, STUDY["steps"] + 1)
+    )  # each of them once
     with httpx.Client(base_url=url, timeout=60) as http:
         assert 'worker_restarts_total{reason="killed"} 1.0' in http.get("/metrics").text
         body = {"adaptation": job.id, "questions": ["Who?"], "focus": False, "max_tokens": 4}

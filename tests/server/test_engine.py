@@ -340,6 +340,7 @@ def test_each_question_decodes_with_its_own_focus(make_rig: Callable[..., Rig]) 
     rig = make_rig()
     rig.study("a", TEXTS[0])
     focus = {"steps": 2, "lora_rank": 2, "learning_rate": 0.05, "probe_confidence": 0.0}
+    focus |= {"positions": 4, "rollout_length": 8}
     questions = ["Where is the key?", "Who saw it? The dog?"]
     prompts = [rig.prompt(question, f"q{i}") for i, question in enumerate(questions)]
     rig.ask("both", "a", prompts=prompts, focus=focus)

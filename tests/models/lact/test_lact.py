@@ -70,14 +70,12 @@ def test_equals_the_plain_computation(lact: LaCT, oracle: ModuleType) -> None:
         assert float((grad - right_grad).norm()) < 1e-9 * float(right_grad.norm()), name
 
 
-@pytest.mark.parametrize("cuts", [(1,), (8,), (23,), (1, 2, 3), (7, 9, 40, 64, 69)])
 @pytest.mark.parametrize("lengths", [(21, 21), (5, 16)], ids=["together", "apart"])
-def test_reading_in_pieces_equals_reading_at_once(
-    lact: LaCT, cuts: tuple[int, ...], lengths: tuple[int, int]
-) -> None:
+def test_reading_in_pieces_equals_reading_at_once(lact: LaCT, lengths: tuple[int, int]) -> None:
     document, before = tokens(2, 70), states_after(lact, lengths)
     results = []
-    for edges in ((0, 70), (0, *cuts, 70)):
+    for cuts in ((), (1,), (8,), (23,), (1, 2, 3), (7, 9, 40, 64, 69)):
+        edges = (0, *cuts, 70)
         lact.zero_grad()
         start = before.leaf()
         state, hiddens = start, []
@@ -89,7 +87,8 @@ def test_reading_in_pieces_equals_reading_at_once(
         grads = [p.grad.clone() for p in lact.model.parameters() if p.grad is not None]
         results.append([joined, *state.tensors(), *start.grads(), *grads])
     assert len(results[0]) > 40
-    assert_same(results[1], results[0])
+    for in_pieces in results[1:]:
+        assert_same(in_pieces, results[0])
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 9, 30])
