@@ -30,6 +30,8 @@ SHARD_BYTES: Final = 16 * 2**20
 _COPIED = ("tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE, NEUTRAL_FILE)
 _OPTIMIZER, _PROGRESS = "optimizer", "progress.json"
 
+_ADVICE = "bring it back, or begin a run in another folder"
+
 OptimizerState = dict[str, Any]
 """As torch gives it: `state`, tensors by parameter and name, and `param_groups`, plain values."""
 
@@ -63,7 +65,10 @@ class Checkpoints:
 
     def _check(self) -> None:
         saved = self._saved()
-        for name, written in ({} if saved is None else saved["files"]).items():
+        files = {} if saved is None else saved["files"]
+        if saved is None and self.folder.exists():
+            raise RunFolderError(f"{self.folder / _PROGRESS} is missing; {_ADVICE}")
+        for name, written in files.items():
             file = self.folder / name
             if not file.is_file():
                 found = "is missing"
@@ -73,7 +78,7 @@ class Checkpoints:
                 found = "is not what was written: its checksum differs"
             else:
                 continue
-            raise RunFolderError(f"{file} {found}; bring it back, or begin a run in another folder")
+            raise RunFolderError(f"{file} {found}; {_ADVICE}")
 
     def progress(self) -> dict[str, Any] | None:
         """What `save` was told last; None before the first."""

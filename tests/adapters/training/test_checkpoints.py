@@ -125,6 +125,12 @@ def test_progress_that_is_torn_or_of_another_version_is_refused(
         saved.recover()
 
 
+def test_a_checkpoint_without_its_progress_is_not_begun_anew(saved: Checkpoints) -> None:
+    (saved.folder / "progress.json").unlink()
+    with pytest.raises(RunFolderError, match=r"progress\.json is missing"):
+        saved.recover()
+
+
 def test_a_server_needs_the_model_alone_and_refuses_a_torn_shard_of_it(saved: Checkpoints) -> None:
     shutil.rmtree(saved.folder / "optimizer")
     load_model(saved.folder)
