@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def run_answer_benchmark(
     num_questions: int = 50,
     document_tokens: int = 1024,
     background_tokens: int = 16384,
+    background_documents: int = 1,
     segment_tokens: int = Settings.model_fields["segment_tokens"].default,
     threads: int = 1,
     seed: int = 0,
@@ -80,7 +81,8 @@ def run_answer_benchmark(
     """Times to first token, p50 and p99 over `num_questions` each, and the longest quantum.
 
     The question is put to a document studied before; the background is one adaptation after the
-    other (default preset) of a document of `background_tokens`. Everything in seconds.
+    other (default preset) of each of `background_documents` of `background_tokens`, all at a time.
+    Everything in seconds. Settings of the server are taken from their variables.
     """
     say = progress or (lambda what: None)
     tokenizer = load_tokenizer(model)
@@ -100,8 +102,13 @@ def run_answer_benchmark(
             say(f"asking {num_questions} questions of an idle server")
             idle = ask.times(num_questions)
             say(f"asking {num_questions} questions while {background_tokens} tokens are studied")
-            background = make_document(tokenizer, background_tokens, seed + 1)
-            with _studying(url, background):
+            background = [
+                make_document(tokenizer, background_tokens, seed + 1 + number)
+                for number in range(background_documents)
+            ]
+            with ExitStack() as studies:
+                for text in background:
+                    studies.enter_context(_studying(url, text))
                 ask.times(WARM_UP)
                 quanta.clear()
                 adapting = ask.times(num_questions)
@@ -109,6 +116,8 @@ def run_answer_benchmark(
     return {
         "document_tokens": document_tokens,
         "background_tokens": background_tokens,
+        "background_documents": background_documents,
+        "max_quantum_s": settings.pool_config().worker.quantum_bound_s,
         "segment_tokens": segment_tokens,
         "threads": threads,
         "num_questions": num_questions,

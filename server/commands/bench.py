@@ -66,6 +66,7 @@ def add_parser(commands: Commands) -> None:
     add("--num-questions", type=int, default=50, metavar="N", help="questions, idle and under load")
     add("--document-tokens", type=int, default=1024, metavar="N", help="length of the document")
     add("--background-tokens", type=int, default=16384, metavar="N", help="length of the other one")
+    add("--background-documents", type=int, default=1, metavar="N", help="adapted at a time")
     _add_adapt(benchmarks)
     bench_serve.add_parser(benchmarks)
 
@@ -203,8 +204,8 @@ def run_adapt(arguments: argparse.Namespace) -> int:
 
 def run_answer(arguments: argparse.Namespace) -> int:
     """Run `imprint.server.answer_benchmark`."""
-    names = ("num_questions", "document_tokens", "background_tokens", "threads")
-    _check(arguments, *names)
+    lengths = ("document_tokens", "background_tokens", "background_documents")
+    _check(arguments, "num_questions", *lengths, "threads")
     from imprint.server.answer_benchmark import run_answer_benchmark
 
     numbers = run_answer_benchmark(
@@ -212,6 +213,7 @@ def run_answer(arguments: argparse.Namespace) -> int:
         num_questions=arguments.num_questions,
         document_tokens=arguments.document_tokens,
         background_tokens=arguments.background_tokens,
+        background_documents=arguments.background_documents,
         threads=arguments.threads,
         progress=_say,
     )

@@ -245,11 +245,12 @@ def test_a_model_that_cannot_be_loaded_is_told(tiny_checkpoint, tmp_path, docume
 def test_bench_answer_prints_json(tiny_checkpoint, capsys):
     code = main(
         f"bench answer --model {tiny_checkpoint} --num-questions 1 --document-tokens 60 "
-        "--background-tokens 60 --json".split()
+        "--background-tokens 60 --background-documents 2 --json".split()
     )
     assert code == 0
     numbers = json.loads(capsys.readouterr().out)
-    assert numbers["num_questions"] == 1
+    assert (numbers["num_questions"], numbers["background_documents"]) == (1, 2)
+    assert numbers["max_quantum_s"] == 0.25
     assert {"idle", "adapting", "longest_quantum_s"} < set(numbers)
 
 
