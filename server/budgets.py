@@ -11,7 +11,7 @@ from imprint.server.worker_config import WorkerConfig
 
 CPU_ADAPTATION_BYTES = 4 << 30
 CPU_ADAPTATIONS = 8
-"""Eight together take two thirds of eight alone on two cores; more make a quantum too long."""
+"""More make a quantum too long; what eight together save is in BENCHMARKS.md."""
 GPU_USABLE = 0.8
 """Share of the free memory that is given away: the rest is for decoding, prefill and the
 allocator's losses."""

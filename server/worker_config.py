@@ -7,8 +7,8 @@ import msgspec
 
 GPU_QUANTUM_S = 0.1
 CPU_QUANTUM_S = 0.25
-"""A question may wait this long for a batch. Chosen, not tuned: a single quantum of the bundled
-model takes 0.03 to 0.1 s on one core, and eight together two thirds of eight alone."""
+"""A question may wait this long for a batch. Chosen; what other bounds cost is in BENCHMARKS.md: a
+single quantum of the bundled model takes up to about as long, in the default preset."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
