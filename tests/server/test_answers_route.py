@@ -117,7 +117,11 @@ async def test_a_stream_tells_the_same_story(client: httpx.AsyncClient, pool: An
     assert [{k: v for k, v in event.items() if k != "object"} for event in done] == whole["answers"]
     phases = [event["phase"] for event in events if event["object"] == "answer.progress"]
     assert phases[-1] == "focus"
-    assert await ask(client) | {"id": 0, "created_at": 0} == whole | {"id": 0, "created_at": 0}
+    again = await ask(client)
+    for reply in (whole, again):  # a second question comes later, and is another use
+        del reply["id"], reply["created_at"]
+        del reply["adaptation"]["used_at"], reply["adaptation"]["expires_at"]
+    assert again == whole
 
 
 async def test_held_back_text_belongs_to_the_answer(client: httpx.AsyncClient, pool: Any) -> None:
