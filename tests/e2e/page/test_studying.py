@@ -92,3 +92,34 @@ def test_an_unknown_study_is_said_to_be_one(open_page: Callable[..., Any]) -> No
     watched.allowed = ("status of 404",)
     alert = watched.page.locator("#study").get_by_role("alert")
     watched.expect(alert).to_contain_text("There is no such study")
+
+
+@pytest.mark.parametrize(
+    ("selection", "alpha", "judged", "used", "marks"),
+    [
+        (
+            "write",
+            0.5,
+            "its memory wrote most strongly",
+            "50 % of what was learned",
+            "memory wrote",
+        ),
+        ("write", 0.25, "its memory wrote most strongly", "With 50 % of what was", "memory wrote"),
+        ("entropy", 1.0, "took no part in the study", "use what was learned.", "was unsure."),
+    ],
+)
+def test_the_words_are_those_of_the_method(
+    open_page: Callable[..., Any], selection: str, alpha: float, judged: str, used: str, marks: str
+) -> None:
+    method = {"type": "refine", "selection": selection, "held_steps": 4}
+    method |= {"blend_factors": [0.5, 0.25] if selection == "write" else [1.0]}
+    result = {"alpha": alpha, "probe_gain_nats": 0.5, "probe_before": 3.0}
+    adaptation = {"status": "succeeded", "method": method, "result": result}
+    code = """async (adaptation) => {
+      const words = await import("/static/words.js");
+      return [words.verdict(adaptation).text, words.positions(adaptation.method)];
+    }"""
+    text, where = open_page().page.evaluate(code, adaptation)
+    assert judged in text
+    assert used in text
+    assert marks in where
