@@ -31,7 +31,7 @@ _REWARDS: Final[dict[Phase, str]] = {"mid": "cosine", "post": "hybrid"}
 _UNUSED: Final = frozenset(
     {"steps", "scope", "lora_rank", "lora_targets", "learning_rate", "betas", "weight_decay"}
     | {"grad_clip", "patience", "blend_factors", "learning_rates", "trial_steps"}
-    | {"probe_places", "probe_margin", "probe_confidence", "neutral_margin"}
+    | {"held_steps", "probe_places", "probe_margin", "probe_confidence", "neutral_margin"}
     | {"cue_tokens", "recall_fraction", "focus_gamma", "focus_window", "focus_spread"}
 )
 """Fields of RefineConfig that say how a server adapts; a run has its own."""
@@ -132,7 +132,8 @@ class RefineTrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: two runs are the same if these are."""
-        return {**dataclasses.asdict(self), "method": self.method.to_dict()}
+        method = {k: v for k, v in self.method.to_dict().items() if k not in _UNUSED}
+        return {**dataclasses.asdict(self), "method": method}
 
 
 def _at_least(name: str, value: float, least: float) -> None:

@@ -281,6 +281,12 @@ def test_a_bad_configuration_is_named(fields: dict[str, Any], message: str) -> N
         RefineTrainingConfig.from_dict("mid", fields)
 
 
+def test_what_only_a_server_uses_does_not_tell_runs_apart() -> None:
+    method = RefineTrainingConfig.from_dict("mid", {"method": METHOD}).to_dict()["method"]
+    assert set(METHOD) < set(method)
+    assert not {"held_steps", "probe_places", "scope"} & set(method)
+
+
 def test_another_run_is_not_gone_on_with(
     checkpoints: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
