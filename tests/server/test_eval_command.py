@@ -117,6 +117,8 @@ def interrupt(event, args):
         if len(written) == 2:
             signal.raise_signal(signal.SIGINT)
 
+# what a shell starts in its background ignores SIGINT, and so do the tests there
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.addaudithook(interrupt)
 sys.exit(main(sys.argv[1:]))
 """

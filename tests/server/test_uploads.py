@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import docx
@@ -113,7 +114,16 @@ async def test_wrong_uploads(client: httpx.AsyncClient) -> None:
         )
 
 
-async def test_a_bomb_ends_its_own_process_only(serve: Any, settings: Settings, pool: Any) -> None:
+@pytest.fixture
+def processes() -> Callable[[], set[psutil.Process]]:
+    """Those of extractions: what other tests have left running in this process is not counted."""
+    before = set(psutil.Process().children(recursive=True))
+    return lambda: set(psutil.Process().children(recursive=True)) - before
+
+
+async def test_a_bomb_ends_its_own_process_only(
+    serve: Any, settings: Settings, pool: Any, processes: Callable[[], set[psutil.Process]]
+) -> None:
     short = settings.model_copy(update={"extraction_timeout_s": 2.0})
     async with serve(short, pool) as client:
         error = await send(client, flate_bomb(100 * 2**20), name="a.pdf", status=413)
@@ -123,14 +133,16 @@ async def test_a_bomb_ends_its_own_process_only(serve: Any, settings: Settings, 
         live = await client.get("/health/live")
         assert live.elapsed.total_seconds() < 1, "the event loop does not parse"
         assert (await sending)["code"] == "document_too_complex"
-        assert not psutil.Process().children(recursive=True)
+        assert not processes()
 
 
-async def test_a_client_that_goes_takes_its_process_along(client: Any) -> None:
+async def test_a_client_that_goes_takes_its_process_along(
+    client: Any, processes: Callable[[], set[psutil.Process]]
+) -> None:
     sending = asyncio.create_task(send(client, flate_bomb(8 * 2**20), name="a.pdf"))
-    while not psutil.Process().children():
+    while not processes():
         await asyncio.sleep(0.005)
     sending.cancel()
     async with asyncio.timeout(10):
-        while psutil.Process().children():
+        while processes():
             await asyncio.sleep(0.005)
