@@ -147,6 +147,11 @@ class Refiner:
         # branches that continue leave from the base model's reading of the document
         return not self.config.reads_again and self.config.branches != "recall"
 
+    @property
+    def _harms(self) -> bool:
+        """What the first steps learnt does not carry over to what they left out."""
+        return self.held_out is not None and not self.held_out.passed
+
     def _read(self, usage: Usage, *, entropy: bool = True) -> Study[Reading]:
         work = read_on(
             self.model,
@@ -267,9 +272,11 @@ class Refiner:
         if step > 0:
             self._best = restore(completed, trained, optimizer)
         held_steps = studied.held_steps
-        while step < steps and (step < held_steps or self._since_best < config.patience):
-            if self.held_out is not None and not self.held_out.passed:
-                return refused(REFUSAL)
+        while (
+            step < steps
+            and not self._harms
+            and (step < held_steps or self._since_best < config.patience)
+        ):
             optimizer.zero_grad()
             result = yield from self.usage.run(studied.step(trained, step), step, steps)
             if config.reads_again and step > 0 and result.end is not None:
@@ -292,7 +299,7 @@ class Refiner:
             yield Quantum(
                 phase="step", num_tokens=0, step=step, steps=steps, event=event, branches=tried
             )
-        if self.held_out is not None and not self.held_out.passed:
+        if self._harms:
             return refused(REFUSAL)
         if config.reads_again and self._since_best < config.patience:
             end = yield from self.usage.run(studied.end_state(trained), steps, steps)

@@ -51,6 +51,43 @@ def trunk_step(
     second time; a group that spans the document (one rollout each) needs all rewards first: its
     rollouts are drawn before.
     """
+    reading, positions_N = yield from _read_and_select(
+        model, tokens_T, config, delta, seed, step, excluded_T, positions_N, start
+    )
+    branches = BranchSet(
+        model,
+        config,
+        tokens_T,
+        positions_N.unsqueeze(0),
+        seeds=[seed],
+        step=step,
+        similarity=similarity,
+    )
+    recall_N = recall_mask(len(positions_N), config, step)
+    walk = _Backward(model, config, reading, branches, recall_N, delta, start)
+    if branches.waits_for_all and len(positions_N):
+        yield from walk.sample_all()
+    state_grads = yield from walk.recalls()
+    for segment in range(reading.num_segments - 1, -1, -1):
+        state_grads = yield from walk.segment(segment, state_grads)
+    return dataclasses.replace(
+        branches.result(recall_N), entropy_T=reading.entropy_T, end=reading.end
+    )
+
+
+def _read_and_select(
+    model: FastWeightModel,
+    tokens_T: Tensor,
+    config: RefineConfig,
+    delta: LoraDelta | None,
+    seed: int,
+    step: int,
+    excluded_T: Tensor | None,
+    positions_N: Tensor | None,
+    start: RecurrentState | None,
+) -> Calls[tuple[Reading, Tensor]]:
+    """Pass one, without gradients, and the positions of the branches, ascending; none where no
+    rollouts are drawn."""
     drawn = config.lambda_rl > 0
     scored = drawn and config.selection != "uniform" and positions_N is None
     reading = yield from read_segments(
@@ -73,26 +110,7 @@ def trunk_step(
             excluded_T=excluded_T,
             write_T=reading.write_T,
         )
-    positions_N = positions_N.sort().values if drawn else positions_N[:0]
-    branches = BranchSet(
-        model,
-        config,
-        tokens_T,
-        positions_N.unsqueeze(0),
-        seeds=[seed],
-        step=step,
-        similarity=similarity,
-    )
-    recall_N = recall_mask(len(positions_N), config, step)
-    walk = _Backward(model, config, reading, branches, recall_N, delta, start)
-    if branches.waits_for_all and len(positions_N):
-        yield from walk.sample_all()
-    state_grads = yield from walk.recalls()
-    for segment in range(reading.num_segments - 1, -1, -1):
-        state_grads = yield from walk.segment(segment, state_grads)
-    return dataclasses.replace(
-        branches.result(recall_N), entropy_T=reading.entropy_T, end=reading.end
-    )
+    return reading, positions_N.sort().values if drawn else positions_N[:0]
 
 
 class _Backward:

@@ -33,9 +33,9 @@ def next_token_config(
 ) -> RefineConfig:
     """The method without its policy loss, with as many steps as cost `budget` passes in all.
 
-    `budget` holds the first reading of `num_tokens`, the probes of `num_places` and two readings of
-    the neutral text as well. Nothing stops such a study early, so the budget is used, as far as
-    1000 steps can.
+    `budget` holds the first reading of `num_tokens`, the probes of `num_places`, the trial of what
+    was held out at its first factor, and two readings of the neutral text as well. Nothing stops
+    such a study early but that trial, so the budget is used, as far as 1000 steps can.
     """
     plain = config.replace(
         lambda_rl=0.0, lambda_ntp=config.lambda_ntp or 1.0, steps=1, patience=_MAX_STEPS
@@ -44,6 +44,8 @@ def next_token_config(
     last_reading = num_tokens if plain.reads_again else 0
     step = next_token_step(plain, num_tokens)
     trials = len(plain.learning_rates) * (plain.trial_steps * step + last_reading + probe)
+    holds_out = plain.selection == "write" and plain.held_steps > 0
+    trials += holds_out * (last_reading + probe)
     left = budget - num_tokens - probe - last_reading - trials - 2 * num_neutral
     steps = round(left / (step + probe))
     return plain.replace(steps=min(max(steps, 1), _MAX_STEPS))
