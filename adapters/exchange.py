@@ -9,29 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 from imprint.adapters.config import NOT_SERVED, ConfigError, RefineConfig
+from imprint.adapters.tensor_file import (
+    LENGTH_BYTES,
+    Entry,
+    Header,
+    TornFileError,
+    header_bytes,
+    label,
+    parse_header,
+    sha256_of,
+)
 
 FORMAT: Final = "imprint-adapter-1"
 """`adapter.FORMAT`; a test holds the two together."""
 TOKENS: Final = "document.tokens"
 MAX_HEADER_BYTES: Final = 4 * 2**20
-_MAX_DIMENSIONS: Final = 8
 _PIECE: Final = 2**20
-
-_DTYPES: Final = {
-    "F64": ("torch.float64", 8),
-    "F32": ("torch.float32", 4),
-    "F16": ("torch.float16", 2),
-    "BF16": ("torch.bfloat16", 2),
-    "I64": ("torch.int64", 8),
-    "I32": ("torch.int32", 4),
-}
 
 
 class ForeignAdapterError(ValueError):
@@ -54,24 +54,17 @@ class ForeignAdapter:
     """Of the document."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
 def read_foreign(path: Path, *, model_hash: str) -> ForeignAdapter:
     """Check a whole file. Raises ForeignAdapterError that says what is wrong with it."""
     with path.open("rb") as file:
-        metadata, tensors, start = _header(file, path.stat().st_size)
+        header, start = _header(file, path.stat().st_size)
+        metadata, entries = header.metadata, header.entries
         if metadata.get("format") != FORMAT:
             raise ForeignAdapterError(
                 "adapter_format_mismatch", f"the file is no adapter of the format {FORMAT}"
             )
         text = metadata.get("manifest", "")
-        checksum = _checksum(file, text, tensors, start)
+        checksum = sha256_of(_pieces(file, text, entries, start))
         if checksum != metadata.get("sha256"):
             raise ForeignAdapterError(
                 "adapter_checksum_mismatch", "the file does not have the checksum that it names"
@@ -83,70 +76,42 @@ def read_foreign(path: Path, *, model_hash: str) -> ForeignAdapter:
                 f"the adapter is of the model {str(manifest.get('model_hash'))[:64]}, "
                 f"this server has {model_hash}",
             )
-        tokens = _tokens(file, tensors, start)
-    is_trained = any(name.startswith(("delta.", "start.")) for name in tensors)
+        tokens = _tokens(file, entries, start)
+    is_trained = any(name.startswith(("delta.", "start.")) for name in entries)
     _check_manifest(manifest, tokens, is_trained=is_trained)
     return ForeignAdapter(checksum, len(tokens))
 
 
-def _header(file: IO[bytes], size: int) -> tuple[dict[str, Any], dict[str, _Tensor], int]:
-    """Metadata, tensors, and where their bytes begin."""
-    length = int.from_bytes(file.read(8), "little")
-    if size < 8 or not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-        raise ForeignAdapterError("adapter_torn", "the file is not a whole safetensors file")
-    header = _json_object(file.read(length), "header")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ForeignAdapterError("adapter_torn", "the file's metadata is not made of strings")
-    tensors = {name: _tensor(name, entry) for name, entry in header.items()}
-    place = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if tensor.begin != place:
-            raise ForeignAdapterError("adapter_torn", f"{name[:200]!r} is not where it should be")
-        place = tensor.end
-    if place != size - 8 - length:
-        raise ForeignAdapterError("adapter_torn", "the file is shorter or longer than it says")
-    return metadata, tensors, 8 + length
-
-
-def _tensor(name: str, entry: Any) -> _Tensor:
+def _header(file: IO[bytes], size: int) -> tuple[Header, int]:
+    """The header, and where the bytes behind it begin."""
     try:
-        dtype, width = _DTYPES[entry["dtype"]]
-        shape = tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-    except (KeyError, TypeError, ValueError):
-        raise ForeignAdapterError(
-            "adapter_torn", f"{name[:200]!r} is no tensor of a known type"
-        ) from None
-    numbers = (*shape[:_MAX_DIMENSIONS], begin, end)
-    plain = all(type(number) is int and 0 <= number < 2**62 for number in numbers)
-    if not plain or len(shape) > _MAX_DIMENSIONS or end - begin != width * math.prod(shape):
-        raise ForeignAdapterError("adapter_torn", f"{name[:200]!r} has another size than it says")
-    return _Tensor(dtype, shape, begin, end)
+        length = header_bytes(file.read(LENGTH_BYTES), size, most=MAX_HEADER_BYTES)
+        start = LENGTH_BYTES + length
+        return parse_header(file.read(length), size - start), start
+    except TornFileError as error:
+        raise ForeignAdapterError("adapter_torn", f"the file is torn: {error}") from None
 
 
-def _checksum(file: IO[bytes], manifest: str, tensors: dict[str, _Tensor], start: int) -> str:
-    """As `verified.checksum` computes it."""
-    digest = hashlib.sha256(manifest.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}:{tensor.dtype}:{tensor.shape};".encode())
-        file.seek(start + tensor.begin)
-        left = tensor.end - tensor.begin
-        while left:
-            piece = file.read(min(left, _PIECE))
-            digest.update(piece)
-            left -= len(piece)
-    return digest.hexdigest()
+def _pieces(
+    file: IO[bytes], manifest: str, entries: dict[str, Entry], start: int
+) -> Iterator[bytes]:
+    """What `verified.checksum` is of, read little by little."""
+    yield manifest.encode()
+    for name in sorted(entries):
+        entry = entries[name]
+        yield label(name, entry.dtype, entry.shape)
+        file.seek(start + entry.begin)
+        for left in range(entry.end - entry.begin, 0, -_PIECE):
+            yield file.read(min(left, _PIECE))
 
 
-def _tokens(file: IO[bytes], tensors: dict[str, _Tensor], start: int) -> array[int]:
-    tensor = tensors.get(TOKENS)
-    if tensor is None or tensor.dtype != "torch.int32" or len(tensor.shape) != 1:
+def _tokens(file: IO[bytes], entries: dict[str, Entry], start: int) -> array[int]:
+    entry = entries.get(TOKENS)
+    if entry is None or entry.dtype != "torch.int32" or len(entry.shape) != 1:
         raise ForeignAdapterError("adapter_manifest_invalid", f"the file has no {TOKENS}")
-    file.seek(start + tensor.begin)
+    file.seek(start + entry.begin)
     tokens = array("i")
-    tokens.frombytes(file.read(tensor.end - tensor.begin))
+    tokens.frombytes(file.read(entry.end - entry.begin))
     return tokens
 
 
@@ -189,7 +154,7 @@ def _invalid(field: str) -> ForeignAdapterError:
     )
 
 
-def _json_object(text: str | bytes, what: str) -> dict[str, Any]:
+def _json_object(text: str, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # half a character would break what follows

@@ -34,8 +34,7 @@ def read_import(path: Path, model: FastWeightModel) -> Adapter:
         raise AdaptationError("adapter_not_found", "the imported file is gone") from None
     _check_form(tensors, _expected(manifest, model))
     _check_values(tensors, manifest["num_tokens"], model)
-    # in memory of their own: the file, which they may be mapped from, is deleted
-    return Adapter.from_tensors({name: t.clone() for name, t in tensors.items()}, manifest)
+    return Adapter.from_tensors(tensors, manifest)
 
 
 def _expected(manifest: dict[str, Any], model: FastWeightModel) -> dict[str, Tensor]:

@@ -62,8 +62,9 @@ class PackedAdapter:
             {name: Int8.of(tensor) for name, tensor in layer.items() if _is_packed(tensor)}
             for layer in adapter.state.layers
         )
+        # copies: as views of what was read from a file they would keep the matrices in memory
         rest = tuple(
-            {name: tensor for name, tensor in layer.items() if name not in mine}
+            {name: tensor.clone() for name, tensor in layer.items() if name not in mine}
             for layer, mine in zip(adapter.state.layers, packed, strict=True)
         )
         return cls(dataclasses.replace(adapter, state=RecurrentState(rest)), packed)

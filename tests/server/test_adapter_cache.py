@@ -266,6 +266,14 @@ def test_packing_rounds_by_half_a_step_of_each_row() -> None:
     assert packed.nbytes == adapter.nbytes - right["S"].nbytes + small
 
 
+def test_what_is_packed_keeps_no_more_in_memory_than_it_counts(store: SlowStore) -> None:
+    store.go_on.set()
+    store.save("a", noisy(0))
+    packed = PackedAdapter.of(store.load("a"))
+    kept = [*packed.rest.state.tensors(), packed.rest.entropy_T, packed.rest.tokens_T]
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in kept)
+
+
 def test_a_state_that_is_not_finite_is_not_packed() -> None:
     adapter = noisy(0)
     adapter.state.layers[0]["S"][0, 0, 0, 0] = torch.inf
