@@ -15,6 +15,7 @@ from torch import Tensor
 
 from imprint.models import LoraDelta
 
+Views = tuple[Tensor, ...]
 Widths = dict[str, tuple[int, int]]
 """Input and output width of each target."""
 
@@ -80,11 +81,14 @@ class DeltaRows:
         self._shape = NOTHING
         self._held: list[LoraDelta | None] = []
         self._buffers: LoraDelta | None = None
+        self._places: list[tuple[str, Views, Views]] = []
+        """Of each target, every row's place in the two buffers, as a view."""
         self._given: LoraDelta | None = None
 
     def forget(self) -> None:
         """Drop every copy of a delta."""
-        self._shape, self._held, self._buffers, self._given = NOTHING, [], None, None
+        self._shape, self._held, self._places = NOTHING, [], []
+        self._buffers = self._given = None
 
     def order(self, deltas: Seq[LoraDelta | None]) -> list[int]:
         """Row numbers, such that as many rows as can be stand where their delta lies already."""
@@ -134,23 +138,26 @@ class DeltaRows:
             b[name] = sample.new_zeros(rows, width_out, shape.rank)
         self._shape, self._held = shape, [None] * rows
         self._buffers, self._given = LoraDelta(a, b), None
+        ones = [1] * rows
+        self._places = [
+            (name, a[name].split_with_sizes(ones), b[name].split_with_sizes(ones))
+            for name in shape.targets
+        ]
 
     @torch.no_grad()
     def _place(self, row: int, delta: LoraDelta | None) -> None:
-        assert self._buffers is not None
-        for name in self._shape.targets:
-            _put(self._buffers.a[name][row], None if delta is None else delta.a.get(name))
-            _put(self._buffers.b[name][row], None if delta is None else delta.b.get(name))
+        for name, places_a, places_b in self._places:
+            _put(places_a[row], None if delta is None else delta.a.get(name))
+            _put(places_b[row], None if delta is None else delta.b.get(name))
         self._held[row] = delta
 
 
 def _put(place: Tensor, tensor: Tensor | None) -> None:
-    """Overwrite a matrix with a smaller or equal one [1, ...], the rest of it with zeros."""
+    """Overwrite a place [1, ...] with a smaller or equal tensor, the rest of it with zeros."""
     if tensor is None:
         place.zero_()
         return
-    matrix = tensor[0]
-    if matrix.shape != place.shape:
+    if tensor.shape != place.shape:
         place.zero_()
-        place = place[: matrix.shape[0], : matrix.shape[1]]
-    place.copy_(matrix)
+        place = place[:, : tensor.shape[1], : tensor.shape[2]]
+    place.copy_(tensor)
