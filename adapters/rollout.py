@@ -203,7 +203,8 @@ def roll_out(
     uniform_RK = uniform_NGK.reshape(num * group, length)
     truth_RK = truth_NK.repeat_interleave(group, 0)
     start = start.detach()
-    hidden_RD, state = start.hidden_ND.repeat_interleave(group, 0), start.state
+    # every sequence a state of its own, written in place: nobody else sees them
+    hidden_RD, pool = start.hidden_ND.repeat_interleave(group, 0), start.state.fork(group)
     tokens, logprobs, truths, hiddens = [], [], [], []
     for j in range(length):
         logits_RV = model.logits(hidden_RD)
@@ -213,8 +214,7 @@ def roll_out(
         logprobs.append(logprobs_RV.gather(1, token_R.unsqueeze(1)).squeeze(1))
         truths.append(logprobs_RV.gather(1, truth_RK[:, j : j + 1]).squeeze(1))
         if j + 1 < length or needs_hidden:
-            hidden_R1D, state = model(token_R.unsqueeze(1), state, delta=delta)
-            hidden_RD = hidden_R1D[:, 0]
+            hidden_RD = model.step_(token_R, pool, delta=delta)
             hiddens.append(hidden_RD)
 
     def grouped(columns: list[Tensor]) -> Tensor:

@@ -60,14 +60,19 @@ class Mixer(nn.Module, ABC):
     device: what a CUDA graph needs."""
 
     def step_(
-        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor, delta: LoraDelta | None
+        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor | None, delta: LoraDelta | None
     ) -> Tensor:
-        """One token a row, mixed into the given rows of `pool` in place; see
+        """One token a row, mixed into the given rows of `pool` in place, or into all of them; see
         `FastWeightModel.step_`."""
-        state = {name: tensor.index_select(0, rows_B) for name, tensor in pool.items()}
+        state = pool
+        if rows_B is not None:
+            state = {name: tensor.index_select(0, rows_B) for name, tensor in pool.items()}
         mixed_B1D, new_state = self(x_BD.unsqueeze(1), state, delta, None, None)
         for name, tensor in new_state.items():
-            pool[name].index_copy_(0, rows_B, tensor.to(pool[name].dtype))
+            if rows_B is None:
+                pool[name].copy_(tensor)
+            else:
+                pool[name].index_copy_(0, rows_B, tensor.to(pool[name].dtype))
         mixed_BD: Tensor = mixed_B1D[:, 0]
         return mixed_BD
 
@@ -104,7 +109,7 @@ class Layer(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD), delta), new_state
 
     def step_(
-        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor, delta: LoraDelta | None
+        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor | None, delta: LoraDelta | None
     ) -> Tensor:
         mixer: Mixer = self.attn
         x_BD = x_BD + mixer.step_(self.attn_norm(x_BD), pool, rows_B, delta)
@@ -194,14 +199,15 @@ class FastWeightModel(nn.Module):
         self,
         tokens_B: Tensor,
         pool: RecurrentState,
-        rows_B: Tensor,
+        rows_B: Tensor | None = None,
         *,
         delta: LoraDelta | None = None,
     ) -> Tensor:
         """Read one token into each of the rows `rows_B` of `pool`, in place, without gradients.
 
-        Returns hidden states [B, D] after the final norm. The rows must differ, except for padding
-        that nobody reads; those not named are left alone. After an error they mean nothing.
+        None: into every row, in order. Returns hidden states [B, D] after the final norm. The rows
+        must differ, except for padding that nobody reads; those not named are left alone. After an
+        error they mean nothing.
         """
         x_BD = self.model.embeddings(tokens_B)
         for layer, layer_pool in zip(self.model.layers, pool.layers, strict=True):

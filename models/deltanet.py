@@ -131,7 +131,7 @@ class DeltaNetMixer(Mixer):
         return o_BHTV.transpose(1, 2), state
 
     def step_(
-        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor, delta: LoraDelta | None
+        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor | None, delta: LoraDelta | None
     ) -> Tensor:
         cfg, x_B1D = self.config, x_BD.unsqueeze(1)
 

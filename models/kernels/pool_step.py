@@ -49,19 +49,19 @@ class StepWeights:
     step_bias_G: Tensor | None = None
 
 
-PoolStep = Callable[[Projected, StepWeights, Mapping[str, Tensor], Tensor], Tensor]
+PoolStep = Callable[[Projected, StepWeights, Mapping[str, Tensor], Tensor | None], Tensor]
 
 
 @torch.no_grad()
 def pool_step(
-    token: Projected, weights: StepWeights, pool: Mapping[str, Tensor], rows_B: Tensor
+    token: Projected, weights: StepWeights, pool: Mapping[str, Tensor], rows_B: Tensor | None
 ) -> Tensor:
     """Read one token into each row's state of `pool`; returns the read-out [B, G, V].
 
     `pool` holds `S` [N, G, K, V] and the tails `conv_q`, `conv_k`, `conv_v` [N, W - 1, channels];
-    row i of the batch uses state `rows_B[i]`. Rows must differ; those that do not leave nothing
-    useful behind, as the padding of a batch may. Computes in float32 at least, whatever the type
-    of the token, whose type the result has.
+    row i of the batch uses state `rows_B[i]`, or state i where there are no `rows_B`. Rows must
+    differ; those that do not leave nothing useful behind, as the padding of a batch may. Computes
+    in float32 at least, whatever the type of the token, whose type the result has.
     """
     dtype = torch.promote_types(pool["S"].dtype, torch.float32)
     taps = weights.taps or (None, None, None)
@@ -82,8 +82,12 @@ def pool_step(
     if token.beta_BG is not None:
         beta_BG = token.beta_BG.to(dtype).sigmoid() * weights.max_beta
     in_place = pool["S"].device.type == "cpu" and pool["S"].dtype == dtype
-    step = _step_rows if in_place else _step_copies
-    o_BGV = step(q, k, v, beta_BG, decay_BG, pool["S"], rows_B) * q.shape[-1] ** -0.5
+    if rows_B is None:
+        o_BGV = _step_all(q, k, v, beta_BG, decay_BG, pool["S"])
+    else:
+        step = _step_rows if in_place else _step_copies
+        o_BGV = step(q, k, v, beta_BG, decay_BG, pool["S"], rows_B)
+    o_BGV = o_BGV * q.shape[-1] ** -0.5
     o_BGV = F.rms_norm(o_BGV, o_BGV.shape[-1:], weights.norm_V.to(dtype), weights.norm_eps)
     if token.gate_BGV is not None:
         o_BGV = o_BGV * F.silu(token.gate_BGV.to(dtype))
@@ -144,16 +148,43 @@ def _step_rows(
     return read_BG2V[:, :, 1] + (k * q).sum(-1, keepdim=True) * value_BGV
 
 
+def _step_all(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta_BG: Tensor | None,
+    decay_BG: Tensor | None,
+    pool_BGKV: Tensor,
+) -> Tensor:
+    """As `_step_rows`, for every state of a pool at once."""
+    state_MKV = pool_BGKV.flatten(0, 1).to(q.dtype)
+    read_BG2V = torch.bmm(torch.stack((k, q), 2).flatten(0, 1), state_MKV).view(*v.shape[:2], 2, -1)
+    if decay_BG is not None:
+        read_BG2V = read_BG2V * decay_BG[..., None, None]
+        state_MKV.mul_(decay_BG.view(-1, 1, 1))
+    value_BGV = v - read_BG2V[:, :, 0]
+    if beta_BG is not None:
+        value_BGV = value_BGV * beta_BG.unsqueeze(-1)
+    state_MKV.baddbmm_(k.flatten(0, 1).unsqueeze(2), value_BGV.flatten(0, 1).unsqueeze(1))
+    if state_MKV.dtype != pool_BGKV.dtype:
+        pool_BGKV.copy_(state_MKV.view_as(pool_BGKV))
+    return read_BG2V[:, :, 1] + (k * q).sum(-1, keepdim=True) * value_BGV
+
+
 def _convolved(
-    x_BHD: Tensor, taps_CW: Tensor | None, tails: Tensor | None, rows_B: Tensor
+    x_BHD: Tensor, taps_CW: Tensor | None, tails: Tensor | None, rows_B: Tensor | None
 ) -> Tensor:
     """SiLU of the short convolution at the new token; moves the rows' tails on by it."""
     if taps_CW is None:
         return F.silu(x_BHD)
     assert tails is not None
     x_B1C = x_BHD.flatten(1).unsqueeze(1)
-    joined_BWC = torch.cat((tails.index_select(0, rows_B).to(x_BHD.dtype), x_B1C), 1)
-    tails.index_copy_(0, rows_B, joined_BWC[:, 1:].to(tails.dtype))
+    own = tails if rows_B is None else tails.index_select(0, rows_B)
+    joined_BWC = torch.cat((own.to(x_BHD.dtype), x_B1C), 1)
+    if rows_B is None:
+        tails.copy_(joined_BWC[:, 1:])
+    else:
+        tails.index_copy_(0, rows_B, joined_BWC[:, 1:].to(tails.dtype))
     y_BC = (joined_BWC * taps_CW.to(x_BHD.dtype).mT).sum(1)
     return F.silu(y_BC).view_as(x_BHD)
 

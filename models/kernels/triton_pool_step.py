@@ -153,12 +153,14 @@ def supports(state_NGKV: Tensor) -> bool:
 
 @torch.no_grad()
 def pool_step(
-    token: Projected, weights: StepWeights, pool: Mapping[str, Tensor], rows_B: Tensor
+    token: Projected, weights: StepWeights, pool: Mapping[str, Tensor], rows_B: Tensor | None
 ) -> Tensor:
     """`imprint.models.kernels.pool_step.pool_step` in one launch, for states it `supports`."""
     batch, heads, key_width = token.q_BHK.shape
     state = pool["S"]
     assert supports(state)
+    if rows_B is None:
+        rows_B = torch.arange(batch, device=state.device)
     # written in place: a copy made contiguous would be written instead
     assert all(tensor.is_contiguous() for tensor in pool.values())
     v_BGV = token.v_BGV.contiguous()

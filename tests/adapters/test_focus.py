@@ -159,7 +159,8 @@ def test_the_first_blend_that_is_accepted_is_kept(
     )
     gains = [r.probe_before - r.probe_after for r in half.results]  # type: ignore[operator]
     # what only a whole delta brings is out of reach of half of it
-    between = config.replace(blend_factors=[0.5, 1.0], probe_margin=max(gains), probe_confidence=0)
+    margin = 1.001 * max(gains)
+    between = config.replace(blend_factors=[0.5, 1.0], probe_margin=margin, probe_confidence=0)
     focus = focused(tiny_model, read_adapter, from_document(document), between)
     assert {result.alpha for result in whole.results} == {1.0}
     assert {result.alpha for result in half.results} == {0.5}

@@ -57,6 +57,16 @@ def test_steps_in_place_equal_steps_on_copies(
         assert torch.equal(mine[others], theirs[others])
 
 
+def test_a_step_of_a_whole_pool_needs_no_rows(any_model64: FastWeightModel) -> None:
+    pool = read_pool(any_model64)
+    tokens_B = torch.arange(NUM_ROWS)
+    hidden_B1D, expected = any_model64(tokens_B.unsqueeze(1), pool)
+    hidden_BD = any_model64.step_(tokens_B, pool)
+    torch.testing.assert_close(hidden_BD, hidden_B1D[:, 0], rtol=1e-10, atol=1e-10)
+    for mine, theirs in zip(pool.tensors(), expected.tensors(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
 SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
 OPTIONS = [
     DeltaNetConfig(**SIZES, num_heads=2, use_gate=True, allow_neg_eigval=True, conv_size=3),

@@ -130,6 +130,19 @@ def test_the_plain_step_follows_its_definition(name: str) -> None:
         torch.testing.assert_close(case.pool[key], tensor, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_step_of_all_states_is_that_of_their_rows(name: str, dtype: torch.dtype) -> None:
+    case = make(SHAPES[name], dtype=dtype)
+    own = {key: tensor[case.rows_B] for key, tensor in case.pool.items()}
+    expected = pool_step(case.token, case.weights, case.pool, case.rows_B)
+    actual = pool_step(case.token, case.weights, own, None)
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-2
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    for key, tensor in case.pool.items():
+        torch.testing.assert_close(own[key], tensor[case.rows_B], rtol=1e-4, atol=1e-4)
+
+
 def compare(case: Case, tolerance: float) -> None:
     """Two steps of the kernel against two of its twin."""
     from imprint.models.kernels import triton_pool_step
@@ -166,6 +179,18 @@ def test_the_kernel_leaves_other_states_alone(interpreter: None) -> None:
         assert tensor[others].isnan().all(), name
         assert tensor[case.rows_B].isfinite().all(), name
         assert not torch.equal(tensor[case.rows_B], before[name][case.rows_B])
+
+
+def test_the_kernel_steps_all_states(interpreter: None) -> None:
+    from imprint.models.kernels import triton_pool_step
+
+    case = make(SHAPES["gated"], dtype=torch.float32)
+    own = {key: tensor[case.rows_B] for key, tensor in case.pool.items()}
+    actual = triton_pool_step.pool_step(case.token, case.weights, own, None)
+    expected = triton_pool_step.pool_step(case.token, case.weights, case.pool, case.rows_B)
+    assert torch.equal(actual, expected)
+    for key, tensor in case.pool.items():
+        assert torch.equal(own[key], tensor[case.rows_B])
 
 
 def test_the_kernel_takes_projections_that_are_views(interpreter: None) -> None:
