@@ -82,10 +82,11 @@ class _QueryBranches:
 
     def run(self) -> Calls[None]:
         """Sample, judge and go backward, batch by batch."""
-        num_rows, num_positions = self.branches.positions_QN.numel(), self.branches.num_positions
-        at_once = self.config.branches_at_once
-        whole = max(1, at_once // num_positions) * num_positions
-        batches = row_batches(torch.arange(num_rows), whole)
+        rows_QN = torch.arange(self.branches.positions_QN.numel())
+        rows_QN = rows_QN.view(-1, self.branches.num_positions)
+        num_positions, at_once = rows_QN.shape[1], self.config.branches_at_once
+        whole = row_batches(rows_QN, max(1, at_once // num_positions))
+        batches = [part_QN.flatten() for part_QN in whole]
         if at_once < num_positions:
             batches = [part_R for rows_R in batches for part_R in row_batches(rows_R, at_once)]
         if self.rolls and self.branches.waits_for_all:

@@ -66,9 +66,9 @@ def recall_mask(num: int, config: RefineConfig, step: int) -> Tensor:
     return ((turn * config.recall_fraction).floor().diff() > 0)[:num]
 
 
-def row_batches(rows_R: Tensor, size: int) -> list[Tensor]:
-    """The rows in pieces of at most `size`; none for no rows."""
-    return list(torch.split(rows_R, size)) if len(rows_R) else []
+def row_batches(rows: Tensor, size: int) -> list[Tensor]:
+    """The rows in pieces of at most `size`, as equal as can be; none for no rows."""
+    return list(torch.tensor_split(rows, -(-len(rows) // size))) if len(rows) else []
 
 
 class BranchSet:

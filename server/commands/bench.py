@@ -103,11 +103,11 @@ def _add_adapt(benchmarks: Commands) -> None:
         benchmarks,
         "adapt",
         "several documents adapted at a time, against one after another",
-        "imprint bench adapt --json\nimprint bench adapt --quick --documents 4",
+        "imprint bench adapt --workers 2 --json\nimprint bench adapt --quick --documents 4",
         run=run_adapt,
         description=(
-            "Adapt documents at a time and one after another, alternately, with the engine of a "
-            "worker, and compare time and adapters. Other settings of the server are taken from "
+            "Hand documents in at a time and one after another, alternately, to a server of its "
+            "own, and compare time and adapters. Other settings of the server are taken from "
             "their variables."
         ),
     )
@@ -116,6 +116,7 @@ def _add_adapt(benchmarks: Commands) -> None:
     add("--documents", type=int, default=8, metavar="N", help="documents that are adapted")
     add("--tokens", type=int, metavar="N", help="length of each; default: 4096, or 1024 if quick")
     add("--preset", choices=("default", "fast", "paper"), default="default", help="of the method")
+    add("--workers", type=int, default=1, metavar="N", help="worker processes of the server")
     add("--rounds", type=int, metavar="N", help="timed pairs; default: 5, or 2 if quick")
     add("--quick", action="store_true", help="fewer rounds and shorter documents")
 
@@ -181,21 +182,20 @@ def run_kernels(arguments: argparse.Namespace) -> int:
 
 
 def run_adapt(arguments: argparse.Namespace) -> int:
-    """Run `imprint.server.adaptation_benchmark`; exit code 0 whether the target is met or not."""
+    """Run `imprint.server.load.adapting`; exit code 0 whether the target is met or not."""
     for name, quick, full in (("tokens", 1024, 4096), ("rounds", 2, 5)):
         if getattr(arguments, name) is None:
             setattr(arguments, name, quick if arguments.quick else full)
-    _check(arguments, "threads", "documents", "tokens", "rounds")
-    from imprint.models.host_memory import keep_freed_memory
-    from imprint.server.adaptation_benchmark import AdaptationBenchmark, run_adaptation_benchmark
+    _check(arguments, "threads", "workers", "documents", "tokens", "rounds")
+    from imprint.server.load.adapting import AdaptationBenchmark, run_adaptation_benchmark
 
-    keep_freed_memory()  # as a worker does
     config = AdaptationBenchmark(
         model=_model(arguments),
         num_documents=arguments.documents,
         num_tokens=arguments.tokens,
         preset=arguments.preset,
         rounds=arguments.rounds,
+        workers=arguments.workers,
         threads=arguments.threads,
     )
     _write(run_adaptation_benchmark(config, _say), as_json=arguments.json)
