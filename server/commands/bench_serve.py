@@ -136,7 +136,13 @@ def table(numbers: dict[str, Any]) -> Iterator[str]:
     yield _line("documents", f"{loop['documents']}, {loop['documents_per_s']:.2f} studied/s")
     yield _line("tokens generated", f"{loop['tokens_per_s']:.1f}/s")
     yield _line("refused or failed", _counts(loop["refused_or_failed"]))
-    for name in ("time_to_first_text_s", "between_texts_s", "answer_s", "adaptation_s"):
+    for name in (
+        "refusal_s",
+        "time_to_first_text_s",
+        "between_texts_s",
+        "answer_s",
+        "adaptation_s",
+    ):
         found = ", ".join(f"{key} {_ms(value)}" for key, value in loop[name].items())
         yield _line(name.removesuffix("_s").replace("_", " "), found or "none")
     yield _line("longest quantum", _ms(loop["longest_quantum_s"]))

@@ -16,6 +16,9 @@ from imprint.server.load.figures import spread
 from imprint.server.load.served import Served, watching
 from imprint.server.load.traffic import Answered, Studied, Traffic
 
+REFUSED = ("queue_full", "rate_limit_exceeded", "share_exceeded")
+"""Codes of questions that were refused, and not tried."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLoop:
@@ -35,7 +38,9 @@ class OpenLoop:
 
 
 @dataclass(slots=True)
-class _Outcomes:
+class Outcomes:
+    """What became of everything that was sent and counts."""
+
     answered: list[Answered] = field(default_factory=list)
     studied: list[Studied] = field(default_factory=list)
     last_answer: float = 0.0
@@ -55,7 +60,7 @@ async def run_open_loop(
         duration_s=load.warm_up_s + load.duration_s,
         seed=load.seed,
     )
-    outcomes = _Outcomes()
+    outcomes = Outcomes()
     async with watching(served) as watch:
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -65,7 +70,7 @@ async def run_open_loop(
                 group.create_task(_send(traffic, adaptations, load, arrival, late_s, outcomes))
     return {
         "seconds": load.duration_s,
-        **_figures(outcomes, began + load.warm_up_s),
+        **figures_of(outcomes, began + load.warm_up_s),
         "longest_quantum_s": watch.longest_quantum_s,
         "peak_memory_bytes": watch.peak_memory_bytes,
     }
@@ -77,7 +82,7 @@ async def _send(
     load: OpenLoop,
     arrival: Arrival,
     late_s: float,
-    outcomes: _Outcomes,
+    outcomes: Outcomes,
 ) -> None:
     counted = arrival.at_s >= load.warm_up_s
     seed = load.seed * 1_000_003 + arrival.number
@@ -96,7 +101,8 @@ async def _send(
         outcomes.last_answer = time.perf_counter()
 
 
-def _figures(outcomes: _Outcomes, counted_from: float) -> dict[str, Any]:
+def figures_of(outcomes: Outcomes, counted_from: float) -> dict[str, Any]:
+    """Counts, rates and spreads of times, in seconds; `counted_from` on the clock of outcomes."""
     good = [answered for answered in outcomes.answered if answered.error is None]
     studied = [one for one in outcomes.studied if one.error is None]
     errors = [one.error for one in outcomes.answered] + [one.error for one in outcomes.studied]
@@ -109,6 +115,7 @@ def _figures(outcomes: _Outcomes, counted_from: float) -> dict[str, Any]:
         "questions": len(outcomes.answered),
         "documents": len(outcomes.studied),
         "refused_or_failed": dict(refusals),
+        "refusal_s": spread([one.total_s for one in outcomes.answered if one.error in REFUSED]),
         "answers_per_s": len(good) / answering_s,
         "tokens_per_s": sum(answered.num_tokens for answered in good) / answering_s,
         "documents_per_s": len(studied) / studying_s,

@@ -14,9 +14,10 @@ from imprint.server.commands.bench_serve import TARGETS, table
 from imprint.server.load.arrivals import document, plan, poisson, question
 from imprint.server.load.benchmark import LoadBenchmark, run_load_benchmark
 from imprint.server.load.figures import percentile, ratio, spread
-from imprint.server.load.open_loop import OpenLoop
+from imprint.server.load.open_loop import OpenLoop, Outcomes, figures_of
 from imprint.server.load.served import Readings
 from imprint.server.load.targets import Effort
+from imprint.server.load.traffic import Answered
 from imprint.server.step_times import QUANTUM, WINDOW_S, StepTimes
 
 
@@ -85,6 +86,24 @@ def test_the_longest_quantum_is_forgotten_after_a_while() -> None:
     assert times.longest_quantum_s == 0
     (spent,) = times.take()
     assert (spent.labels, spent.value) == ({"part": QUANTUM}, pytest.approx(0.6))
+
+
+def test_refusals_are_timed_apart_from_failures() -> None:
+    outcomes = Outcomes(
+        answered=[
+            Answered(error="queue_full", total_s=0.01),
+            Answered(error="queue_full", total_s=0.03),
+            Answered(error="worker_died", total_s=9.0),
+            Answered(total_s=1.0, first_s=0.5, num_tokens=4),
+        ],
+        last_answer=14.0,
+        last_study=10.0,
+    )
+    found = figures_of(outcomes, 10.0)
+    assert found["refused_or_failed"] == {"queue_full": 2, "worker_died": 1}
+    assert found["refusal_s"] == {"p50": 0.01, "p95": 0.03, "p99": 0.03, "max": 0.03}
+    assert found["answers_per_s"] == 0.25
+    assert found["answer_s"]["max"] == 1.0
 
 
 @pytest.mark.slow
