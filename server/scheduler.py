@@ -1,7 +1,7 @@
 """What runs next: a pure function of numbers and time. No torch, no tokens, no text.
 
 Every step decodes all running sequences; then prompts waiting for prefill share `step_tokens`
-among them, and at most one quantum runs, of one job or of several whose quanta are of one kind.
+by turns, and at most one quantum runs, of one job or of several whose quanta are of one kind.
 While answers are on their way, quanta get `adaptation_share` of the time. Among jobs, focus runs
 come first (with every fourth quantum left to adaptations), and within a class the least served in
 tokens, weighted by priority, is next. Of those that are nearly as little served, one at an early
@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from imprint.server.sequence import Job, Request, Sequence
 
 RATE_SMOOTHING = 0.2
+PREFILL_PIECE = 32
+"""Tokens of a prompt that are read in one go, if there are so many: smaller pieces of more prompts
+cost more, because the operators work on chunks and every prompt brings a state."""
 LEAD_TOKENS = 2048
 """Served tokens by which a job may run ahead of the least served, to fall into step with others."""
 ADAPTATION_EVERY = 4
@@ -103,6 +106,7 @@ class Scheduler:
         self._ready: dict[str, Request] = {}
         self._next_quantum_at = 0.0
         self._focus_streak = 0
+        self._prefill_turn = 0
         self._seconds_per_token: float | None = None
         self._stage_seconds: dict[int, float] = {}
 
@@ -230,15 +234,23 @@ class Scheduler:
         self._running_jobs[job.id] = job
 
     def _share_prefill(self, pending: list[Sequence]) -> list[tuple[Sequence, int]]:
-        """Equal shares of `step_tokens`; what short prompts leave over goes to long ones."""
-        shares: list[tuple[Sequence, int]] = []
+        """Shares of `step_tokens`, equal but for a least size; those who have waited longest come
+        first, and take what short prompts leave over."""
+        self._prefill_turn += 1
+        for sequence in pending:
+            sequence.prefill_turn = sequence.prefill_turn or self._prefill_turn
+        pending = sorted(pending, key=lambda sequence: sequence.prefill_turn)
         budget = self.config.step_tokens
-        pending = sorted(pending, key=lambda sequence: sequence.num_unread)[:budget]
-        for num_left, sequence in zip(range(len(pending), 0, -1), pending, strict=True):
-            share = min(sequence.num_unread, max(budget // num_left, 1))
-            shares.append((sequence, share))
-            budget -= share
-        return shares
+        piece = max(budget // max(len(pending), 1), PREFILL_PIECE)
+        shares: dict[int, int] = {}
+        for most in (piece, budget):
+            for place, sequence in enumerate(pending):
+                share = min(sequence.num_unread, most, shares.get(place, 0) + budget)
+                budget -= share - shares.get(place, 0)
+                if share:
+                    shares[place] = share
+                    sequence.prefill_turn = self._prefill_turn + 1
+        return [(pending[place], share) for place, share in shares.items()]
 
     def _next_jobs(self) -> list[Job]:
         focus = [job for job in self._running_jobs.values() if job.focus]

@@ -60,6 +60,9 @@ class Sequence:
     max_tokens: int
     slot: SlotHandle | None = None
     num_prefilled: int = 0
+    prefill_turn: int = 0
+    """The scheduler's step after the one in which it was last read on, or when it was first seen;
+    0: it was not seen yet."""
     tokens: list[int] = field(default_factory=list)
     """Generated so far; the last one has not been read by the model yet."""
     sampled: TokenLogprobs | None = None

@@ -398,7 +398,7 @@ def test_text_has_whole_characters_and_stops_at_stop_strings(make_rig: Callable[
 
 
 def test_what_a_batch_has_generated_is_one_message(make_rig: Callable[..., Rig]) -> None:
-    rig = make_rig()
+    rig = make_rig(step_tokens=128)  # all prompts in one step
     names = ("a", "b", "c")
     rig.ask("r", prompts=[rig.prompt("Where is it?", name) for name in names], max_tokens=5)
     rig.ask("q", max_tokens=5)

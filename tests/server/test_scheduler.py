@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from imprint.server.scheduler import (
     ADAPTATION_EVERY,
+    PREFILL_PIECE,
     Plan,
     QueueFullError,
     Scheduler,
@@ -289,15 +290,21 @@ def test_prefill_is_bounded_complete_and_starves_no_one(
     item = request("a", *lengths)
     sched.add_request(item)
     begin(sched, sched.schedule(0.0).begin)
-    fair = max(step_tokens // len(lengths), 1)
-    for _ in range(sum(lengths) + 1):
+    # in one step at least so many get a share, and all get theirs by turns
+    at_once = min(max(step_tokens // PREFILL_PIECE, 1), len(lengths))
+    longest_wait = -(-len(lengths) // at_once)
+    served = dict.fromkeys(range(len(lengths)), 0)
+    for step in range(1, sum(lengths) + 2):
         shares = sched.schedule(0.0).prefill
         if not shares:
             break
-        assert sum(num_tokens for _, num_tokens in shares) <= step_tokens
+        unread = sum(sequence.num_unread for sequence in item.sequences)
+        assert sum(num_tokens for _, num_tokens in shares) == min(step_tokens, unread)
         for sequence, num_tokens in shares:
             assert 1 <= num_tokens <= sequence.num_unread
-            assert num_tokens >= min(fair, sequence.num_unread)
+            place = item.sequences.index(sequence)
+            assert step - served[place] <= longest_wait
+            served[place] = step
         prefill(shares)
     assert all(sequence.num_unread == 0 for sequence in item.sequences)
 
