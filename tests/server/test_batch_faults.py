@@ -61,13 +61,19 @@ class FragileModel(DeltaNet):
         hidden_BTD = hidden_BTD.masked_fill(bad_B.view(-1, 1, 1), torch.nan)
         return hidden_BTD, _spoilt(state, bad_B)
 
-    def step_(self, tokens_B: Tensor, pool: RecurrentState, rows_B: Tensor, **kwargs: Any) -> Any:
+    def step_(
+        self,
+        tokens_B: Tensor,
+        pool: RecurrentState,
+        rows_B: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         bad_B = self._strike(tokens_B.unsqueeze(1))
         hidden_BD = super().step_(tokens_B, pool, rows_B, **kwargs)
         if bad_B is None:
             return hidden_BD
         for tensor in pool.tensors():
-            tensor[rows_B[bad_B]] = torch.nan
+            tensor[bad_B if rows_B is None else rows_B[bad_B]] = torch.nan
         return hidden_BD.masked_fill(bad_B.unsqueeze(1), torch.nan)
 
     def _strike(self, tokens_BT: Tensor) -> Tensor | None:
