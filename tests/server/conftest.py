@@ -199,6 +199,7 @@ async def _serve(settings: Settings, pool: FakePool) -> AsyncIterator[httpx.Asyn
             # no TLS here, and reading the certificates that httpx trusts is slow
             async with httpx.AsyncClient(base_url=url, timeout=20, verify=False) as client:
                 client.app = app  # type: ignore[attr-defined]
+                client.server = server  # type: ignore[attr-defined]
                 yield client
         finally:
             server.should_exit = True

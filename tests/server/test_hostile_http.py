@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -61,6 +62,15 @@ async def connect(client: Any) -> AsyncIterator[Connection]:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def test_responses_do_not_wait_for_acknowledgements(client: Any) -> None:
+    async with connect(client) as connection:
+        await connection.send(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await connection.reply())[0] == 404
+        (open_one,) = client.server.server_state.connections
+        accepted = open_one.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.fixture
