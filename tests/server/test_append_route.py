@@ -20,8 +20,12 @@ async def post(client: httpx.AsyncClient, path: str, status: int, **body: Any) -
 async def adapt(client: httpx.AsyncClient, **body: Any) -> str:
     """The id of an adaptation that has ended."""
     id = str((await post(client, "/v1/adaptations", 202, **body))["id"])
-    await client.get(f"/v1/adaptations/{id}/events", headers={"Accept": "text/event-stream"})
+    await end_of(client, id)
     return id
+
+
+async def end_of(client: httpx.AsyncClient, id: str) -> None:
+    await client.get(f"/v1/adaptations/{id}/events", headers={"Accept": "text/event-stream"})
 
 
 async def test_what_is_appended_is_read_on(client: httpx.AsyncClient, pool: Any) -> None:
@@ -33,6 +37,7 @@ async def test_what_is_appended_is_read_on(client: httpx.AsyncClient, pool: Any)
     assert (grown["version"], grown["num_tokens"]) == (2, document["num_tokens"] + 12)
     assert grown["adaptation"]["method"] == {"type": "read"}
     assert grown["adaptation"]["document_id"] == document["id"]
+    await end_of(client, grown["adaptation"]["id"])
     adapted = pool.adapts[-1]
     assert adapted.base_id == base, "not the one that was read with its delta"
     assert adapted.tokens[: document["num_tokens"]] == pool.adapts[0].tokens
@@ -41,8 +46,7 @@ async def test_what_is_appended_is_read_on(client: httpx.AsyncClient, pool: Any)
 
     third = await post(client, f"{path}/append", 202, text="!", method={"steps": 2}, seed=7)
     assert (third["version"], third["adaptation"]["method"]["steps"]) == (3, 2)
-    events = f"/v1/adaptations/{third['adaptation']['id']}/events"
-    await client.get(events, headers={"Accept": "text/event-stream"})
+    await end_of(client, third["adaptation"]["id"])
     assert pool.adapts[-1].base_id == adapted.adaptation_id
     assert pool.adapts[0].base_id == ""
 
