@@ -80,9 +80,8 @@ def num_probe_places(num_tokens: int, config: RefineConfig) -> int:
     single = config.replace(group_size=1)  # the probe rolls nothing out
     most = MAX_BRANCH_TOKENS // single.branch_tokens
     num = num_tokens // (8 * config.rollout_length)
-    if (
-        config.selection == "write"
-    ):  # of all steps nothing is held out: short documents can be judged, too
+    # of all steps nothing is held out: short documents can be judged, too
+    if config.selection == "write":
         num = max(num, min(_FEW_PLACES, num_tokens // (2 * config.rollout_length)))
     return min(config.probe_places, num, most)
 

@@ -157,7 +157,8 @@ def _step_all(
     pool_BGKV: Tensor,
 ) -> Tensor:
     """As `_step_rows`, for every state of a pool at once."""
-    state_MKV = pool_BGKV.flatten(0, 1).to(q.dtype)
+    # a view, or an error: a silent copy would be written instead of the pool
+    state_MKV = pool_BGKV.view(-1, *pool_BGKV.shape[2:]).to(q.dtype)
     read_BG2V = torch.bmm(torch.stack((k, q), 2).flatten(0, 1), state_MKV).view(*v.shape[:2], 2, -1)
     if decay_BG is not None:
         read_BG2V = read_BG2V * decay_BG[..., None, None]

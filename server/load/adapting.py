@@ -38,7 +38,6 @@ class AdaptationBenchmark:
     """What to measure. Every other setting is the server's, from its variables or its default."""
 
     model: Path = BUNDLED_MODEL
-    revision: str = ""
     num_documents: int = 8
     num_tokens: int = 4096
     """Of each document, about."""
@@ -63,7 +62,7 @@ def run_adaptation_benchmark(
     with tempfile.TemporaryDirectory(prefix="imprint-bench-") as folder:
         say("starting a server")
         path = Path(folder)
-        with own_server(path, model=config.model, revision=config.revision, flags=flags) as served:
+        with own_server(path, model=config.model, revision="", flags=flags) as served:
             store = AdapterStore(path / "data" / "adapters")
             try:
                 return asyncio.run(_run(config, served, store, say))

@@ -58,9 +58,8 @@ def test_what_becomes_of_the_file_later_does_not_matter(
     path: Path, tensors: dict[str, Tensor]
 ) -> None:
     found, _ = read_verified(path, FORMAT)
-    path.write_bytes(
-        b""
-    )  # in place: what was mapped from it would be gone, and the process with it
+    # in place: what was mapped from it would be gone, and the process with it
+    path.write_bytes(b"")
     assert_same(found, tensors)
     with pytest.raises(CorruptAdapterError, match=r"a\.safetensors is not a whole"):
         read_verified(path, FORMAT)
