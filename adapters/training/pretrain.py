@@ -16,15 +16,17 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from imprint.adapters.evaluation.question_files import read_questions
 from imprint.adapters.evaluation.wordings import RULER, TRAINING
-from imprint.adapters.training.checkpoints import Checkpoints, OptimizerState, RunFolderError
+from imprint.adapters.training.checkpoints import Checkpoints, RunFolderError
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.corpus import Prose
+from imprint.adapters.training.optimizers import Optimizers
 from imprint.adapters.training.reading_tasks import Passages
-from imprint.adapters.training.tasks import Sample, Tasks
+from imprint.adapters.training.samples import Sample
+from imprint.adapters.training.tasks import Tasks
 from imprint.adapters.training.tokenizer import train_tokenizer
 from imprint.models.checkpoint import load_model, save_model
 from imprint.models.deltanet import DeltaNet, DeltaNetMixer
@@ -49,50 +51,6 @@ def log_line(numbers: dict[str, Any]) -> None:
         numbers["step"], numbers["num_tokens"] / 1e6, numbers["loss"],
         right, numbers["tokens_per_s"], numbers["left_s"] / 60,
     )  # fmt: skip
-
-
-class Optimizers:
-    """Muon for the matrices inside the layers, AdamW for everything else, one learning rate."""
-
-    def __init__(self, model: DeltaNet, config: PretrainConfig) -> None:
-        inner: list[nn.Parameter] = []
-        outer: list[nn.Parameter] = []
-        for name, parameter in model.named_parameters():
-            is_matrix = parameter.ndim == 2 and min(parameter.shape) > 16
-            (inner if is_matrix and "layers" in name else outer).append(parameter)
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                inner, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            ),
-            torch.optim.AdamW(outer, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
-
-    def step(self, rate: float) -> None:
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = rate
-            part.step()
-            part.zero_grad(set_to_none=True)
-
-    def state(self) -> OptimizerState:
-        states = [part.state_dict() for part in self.parts]
-        return {
-            "state": {
-                f"{number}.{index}": fields
-                for number, state in enumerate(states)
-                for index, fields in state["state"].items()
-            },
-            "param_groups": [state["param_groups"] for state in states],
-        }
-
-    def restore(self, state: OptimizerState) -> None:
-        for number, part in enumerate(self.parts):
-            own = {
-                int(name.partition(".")[2]): fields
-                for name, fields in state["state"].items()
-                if name.startswith(f"{number}.")
-            }
-            part.load_state_dict({"state": own, "param_groups": state["param_groups"][number]})
 
 
 @torch.no_grad()

@@ -9,9 +9,13 @@ import pytest
 
 from imprint.adapters.evaluation.wordings import HELD_OUT
 from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
-from imprint.adapters.training.tasks import PROSE_SHARE, PROSE_WEIGHT, Tasks
+from imprint.adapters.training.samples import FIRST_WEIGHT, PROSE_WEIGHT, Sample
+from imprint.adapters.training.tasks import PROSE_SHARE, Tasks
 
-KINDS = ("repeat", "needles", "ruler", "dense", "pairs", "associations", "prose")
+KINDS = (
+    "repeat", "needles", "ruler", "queries", "dense", "dense_lists", "lists", "pairs",
+    "associations", "prose",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,7 +36,7 @@ def test_the_random_stream_decides_everything(tasks: Tasks, kind: str) -> None:
     assert first.tokens != other.tokens
 
 
-@pytest.mark.parametrize("kind", ["needles", "ruler", "dense"])
+@pytest.mark.parametrize("kind", ["needles", "ruler", "queries", "dense", "dense_lists"])
 def test_every_answer_stands_in_the_document_before_its_question(tasks: Tasks, kind: str) -> None:
     checked = 0
     for seed in range(30):
@@ -58,6 +62,37 @@ def test_an_association_is_asked_with_the_value_that_its_key_has(tasks: Tasks) -
                 assert value in before
                 checked += 1
     assert checked > 100
+
+
+def test_values_are_asked_in_the_order_of_the_keys_and_then_of_the_document(tasks: Tasks) -> None:
+    """A line says `key value`; a question is the keys, joined, and then all of their values."""
+    checked = 0
+    for seed in range(200):
+        sample = tasks.draw("lists", random.Random(seed), 512)
+        text = tasks.tokenizer.decode(sample.tokens)
+        lines: list[tuple[str, str]] = []
+        for line in text.split("\n")[:-1]:
+            if match := re.fullmatch(r"(\w+) (\d)", line):
+                lines.append((match[1], match[2]))
+            elif match := re.fullmatch(r"((?:\w+, )+and \w+) ((?:\d, )+and \d)", line):
+                keys = re.findall(r"\w+", match[1].replace(", and ", ", "))
+                values = re.findall(r"\d", match[2])
+                known = [value for key in keys for k, value in lines if k == key]
+                if {key for key, _ in lines} >= set(keys) and len(values) == len(known):
+                    assert values == known
+                    checked += 1
+            else:
+                lines = []
+    assert checked > 20
+
+
+def test_the_first_characters_of_every_value_weigh_most() -> None:
+    sample = Sample()
+    sample.add_answer([[1, 2, 3, 4], [5, 6, 7, 8, 9, 10], [11, 12]])
+    assert sample.tokens == list(range(1, 13))
+    heavy = [token for token, w in zip(sample.tokens, sample.weights, strict=True) if w > 1]
+    assert heavy == [1, 2, 3, 5, 6, 7, 8, 9, 11, 12]
+    assert set(sample.weights) == {1.0, FIRST_WEIGHT}
 
 
 def test_some_of_the_prose_is_predicted_and_weighs_the_same_in_all(tasks: Tasks) -> None:
