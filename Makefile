@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir --quiet
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage lint docs bench soak rehearsal clean
+.PHONY: help serve test coverage lint docs bench soak rehearsal model clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -47,6 +47,16 @@ soak: $(READY) ## half an hour of mixed load with a crash every minute (SECONDS=
 
 rehearsal: $(READY) ## the commands of the Dockerfile in a clean root, without a container engine (as root)
 	$(BIN)/python deploy/rehearse_image.py
+
+# The parts of the bundled model's training, each from where the one before it ended.
+PARTS := imprint-tiny imprint-tiny-longer imprint-tiny-lists imprint-tiny-deeper
+
+model: $(READY) ## train the bundled model from nothing: hours; goes on where it stopped (CORPUS=folder QUESTIONS=file RUNS=folder)
+	@$(if $(and $(CORPUS),$(QUESTIONS),$(RUNS)),:,$(error give CORPUS=folder QUESTIONS=file RUNS=folder))
+	set -e; init=; for part in $(PARTS); do \
+	  $(BIN)/imprint train pretrain --config adapters/training/$$part.toml --corpus $(CORPUS) \
+	    --questions $(QUESTIONS) $$init --out $(RUNS)/$$part; \
+	  init="--init $(RUNS)/$$part/final"; done
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

@@ -23,6 +23,7 @@ from imprint.adapters.evaluation.wordings import RULER, TRAINING
 from imprint.adapters.training.checkpoints import Checkpoints, RunFolderError
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.corpus import Prose
+from imprint.adapters.training.growth import grow, is_deeper
 from imprint.adapters.training.optimizers import Optimizers
 from imprint.adapters.training.reading_tasks import Passages
 from imprint.adapters.training.samples import Sample
@@ -162,6 +163,8 @@ class Pretraining:
             log.info("going on at step %d, %d tokens", self.step, self.num_tokens)
         elif self.init is not None:
             model = _load(self.init)
+            if is_deeper(self.config.model, than=model.config):
+                model = grow(model, self.config.model.num_hidden_layers)
             if model.config != self.config.model:
                 raise ValueError(f"{self.init} is of another shape than [model] of the run's file")
         else:

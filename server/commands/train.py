@@ -49,7 +49,8 @@ def add_parser(commands: Commands) -> None:
         "--init",
         type=Path,
         metavar="FOLDER",
-        help="start a new run from this checkpoint's weights and tokenizer",
+        help="start a new run from this checkpoint's weights and tokenizer; layers that it "
+        "lacks start as no change",
     )
     pretrain.add_argument(
         "--questions",

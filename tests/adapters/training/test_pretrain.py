@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from imprint.adapters.training.config import PretrainConfig
+from imprint.adapters.training.growth import is_deeper
 from imprint.adapters.training.pretrain import (
     Pretraining,
     draw_batch,
@@ -21,6 +24,7 @@ from imprint.adapters.training.pretrain import (
 from imprint.models import DeltaNet, DeltaNetConfig, load_model, load_tokenizer
 from imprint.server.cli import main
 
+ROOT = Path(__file__).parents[3]
 CONFIG = """
 seed = 3
 warmup_steps = 2
@@ -104,6 +108,38 @@ def test_a_run_can_start_from_a_checkpoint(config_file: Path, corpus: Path, tmp_
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, num_heads=4))
     with pytest.raises(ValueError, match="another shape"):
         Pretraining(other, files, tmp_path / "third", init=final)
+
+
+def test_a_run_can_start_from_a_shallower_checkpoint(
+    config_file: Path, corpus: Path, tmp_path: Path
+) -> None:
+    files = sorted(corpus.glob("*.zst"))
+    config = PretrainConfig.load(config_file)
+    first = Pretraining(config, files, tmp_path / "first")
+    first.export()
+    deeper = dataclasses.replace(config.model, num_hidden_layers=2)
+    config = dataclasses.replace(config, model=deeper)
+    second = Pretraining(config, files, tmp_path / "second", init=tmp_path / "first" / "final")
+    tokens = torch.arange(40)[None]
+    hidden, _ = second.model(tokens)
+    expected, _ = load_model(tmp_path / "first" / "final")(tokens)
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=0)
+    second.take_step()
+    second.save()
+    again = Pretraining(config, files, tmp_path / "second", init=tmp_path / "first" / "final")
+    assert again.step == 1
+    torch.testing.assert_close(again.model.state_dict(), second.model.state_dict())
+
+
+def test_the_bundled_models_parts_follow_from_each_other() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    parts = re.search(r"^PARTS := (.*)$", makefile, re.MULTILINE)
+    assert parts
+    folder = ROOT / "adapters" / "training"
+    assert {path.stem for path in folder.glob("*.toml")} == set(parts[1].split())
+    configs = [PretrainConfig.load(folder / f"{part}.toml") for part in parts[1].split()]
+    for before, after in pairwise(config.model for config in configs):
+        assert after == before or is_deeper(after, than=before)
 
 
 def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
