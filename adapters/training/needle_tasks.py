@@ -17,9 +17,9 @@ from imprint.adapters.training.samples import PROSE_WEIGHT, Sample
 from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
 from imprint.models.tokenizer import Tokenizer
 
-_NUM_ASKED = (1, 2, 3, 4, 4)
+_NUM_ASKED = (1, 2, 3, 4, 4, 4, 4, 4)
 """How many keys a question asks for at once, where it may ask for several."""
-_NUM_VALUES = (2, 3, 4, 4)
+_NUM_VALUES = (2, 3, 4, 4, 4, 4)
 """How many values a key has, where it has several."""
 
 Held = tuple[Wording, str, list[str]]
@@ -107,7 +107,10 @@ class NeedleTasks:
         many_values = rng.random() >= 0.85 - 0.4 * several
         num_values = rng.choice(_NUM_VALUES) if many_values else 1
         largest = max(min(length // (64 * num_values), 16 // num_values), 1)
-        keys = {self.key(rng) for _ in range(rng.randint(1, rng.randint(1, largest)))}
+        num_keys = rng.randint(1, rng.randint(1, largest))
+        if num_values == 1 and rng.random() < several:  # whole questions of four
+            num_keys = 4 * rng.randint(1, max(largest // 4, 1))
+        keys = {self.key(rng) for _ in range(num_keys)}
         held = [
             (rng.choice(wordings), key, [self.value(rng) for _ in range(num_values)])
             for key in sorted(keys)

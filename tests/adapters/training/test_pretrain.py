@@ -140,6 +140,8 @@ def test_the_bundled_models_parts_follow_from_each_other() -> None:
     configs = [PretrainConfig.load(folder / f"{part}.toml") for part in parts[1].split()]
     for before, after in pairwise(config.model for config in configs):
         assert after == before or is_deeper(after, than=before)
+    shipped = load_model(ROOT / "models" / "pretrained" / "imprint-tiny").config
+    assert shipped == configs[-1].model
 
 
 def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
