@@ -151,6 +151,8 @@ class Learn(Call[Learned]):
     config: RefineConfig
     num_positions: int
     """Rows over which each delta's mean is taken."""
+    counts_RK: Tensor | None = None
+    """Which places of a continuation count; None: all. The mean is over all places even so."""
 
     @property
     def work(self) -> Work:
@@ -205,12 +207,15 @@ class Learn(Call[Learned]):
             return truth_R1K
         return torch.cat((truth_R1K, self.rolled.tokens_RGK), 1)
 
+    def _counted(self, values_RSK: Tensor) -> Tensor:
+        return values_RSK if self.counts_RK is None else values_RSK * self.counts_RK.unsqueeze(1)
+
     def _losses(self, hidden_RSKD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The loss to go back from, and its two parts by row, detached."""
         config, model = self.config, self.branches.model
         temperature = 1.0 if self.rolled is None else config.temperature
         logprobs_RSK = model.token_logprobs(hidden_RSKD, self._sequences(), temperature)
-        ntp_R = -logprobs_RSK[:, 0].mean(-1) / self.num_positions
+        ntp_R = -self._counted(logprobs_RSK)[:, 0].mean(-1) / self.num_positions
         loss = config.lambda_ntp * ntp_R.sum()
         if self.rolled is None:
             return loss, ntp_R.detach(), None
@@ -222,5 +227,5 @@ class Learn(Call[Learned]):
             config,
             compute_dtype=model.dtype,
         )
-        policy_R = losses_RGK.mean((-1, -2)) / self.num_positions
+        policy_R = self._counted(losses_RGK).mean((-1, -2)) / self.num_positions
         return loss + config.lambda_rl * policy_R.sum(), ntp_R.detach(), policy_R.detach()

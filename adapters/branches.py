@@ -36,12 +36,14 @@ def query_step(
     seeds: Sequence[int],
     step: int,
     reading: Reading | None = None,
+    entropy_T: Tensor | None = None,
     similarity: Similarity | None = None,
 ) -> Calls[StepResult]:
     """Accumulate in `delta` the gradient of the sum over deltas of each one's own mean loss.
 
     `end_state` [1 row] is the document's end under the base weights. `reading`, with its states
-    kept, is needed where branches continue, `similarity` for the reward `semantic`. Works through
+    kept, is needed where branches continue, `entropy_T` (of the reading) with `min_entropy`,
+    `similarity` for the reward `semantic`. Works through
     as many deltas at a time as fit two segments' worth of tokens.
     """
     num_deltas, num_positions = positions_QN.shape
@@ -51,7 +53,14 @@ def query_step(
         )
     step_branches = _QueryBranches(
         BranchSet(
-            model, config, tokens_T, positions_QN, seeds=seeds, step=step, similarity=similarity
+            model,
+            config,
+            tokens_T,
+            positions_QN,
+            seeds=seeds,
+            step=step,
+            entropy_T=entropy_T,
+            similarity=similarity,
         ),
         tokens_T,
         recall_mask(num_positions, config, step),
@@ -111,12 +120,14 @@ class _QueryBranches:
 
     def _learn(self, rows_R: Tensor) -> Calls[None]:
         branches = yield from self._branches(rows_R)
+        counts_BK = self.branches.counts_BK
         call = Learn(
             branches,
             self.branches.truth_BK[rows_R],
             self.branches.rolled(rows_R) if self.rolls else None,
             self.config,
             self.branches.num_positions,
+            None if counts_BK is None else counts_BK[rows_R],
         )
         learned = yield from ask(call)
         self.branches.add_losses(rows_R, learned)

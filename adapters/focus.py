@@ -112,6 +112,7 @@ class Focus:
                 end_state=self.adapter.state,
                 seeds=[self.seed] * len(self.questions),
                 step=step,
+                entropy_T=self.adapter.entropy_T,
                 similarity=self._similarity,
             )
             result = yield from self.usage.run(work, step, self.config.steps)

@@ -27,6 +27,7 @@ from imprint.adapters.rollout import (
     continuations,
     roll_out,
     rollout_uniforms,
+    uncertain_places,
 )
 from imprint.adapters.similarity import Similarity
 from imprint.models import FastWeightModel, LoraDelta
@@ -86,14 +87,23 @@ class BranchSet:
         *,
         seeds: Sequence[int],
         step: int,
+        entropy_T: Tensor | None = None,
         similarity: Similarity | None = None,
     ) -> None:
+        """The reading's entropies are needed with `min_entropy`. Raises ValueError without."""
         self.similarity = similarity
         self.model, self.config, self.seeds, self.step = model, config, list(seeds), step
         self.positions_QN = positions_QN
         num_deltas, self.num_positions = positions_QN.shape
         rows, group, length = positions_QN.numel(), config.group_size, config.rollout_length
         self.truth_BK = continuations(tokens_T, positions_QN.flatten(), length)
+        self.counts_BK: Tensor | None = None
+        if config.min_entropy > 0:
+            if entropy_T is None:
+                raise ValueError("min_entropy needs the entropies of the reading")
+            self.counts_BK = uncertain_places(
+                entropy_T, positions_QN.flatten(), length, config.min_entropy
+            ).to(tokens_T.device)
         self.tokens_BGK = self.truth_BK.new_zeros(rows, group, length)
         self.logprobs_BGK = torch.zeros(rows, group, length, device=tokens_T.device)
         self.rewards_BG = torch.zeros(rows, group, dtype=torch.float64, device=tokens_T.device)

@@ -78,6 +78,18 @@ def continuations(tokens_T: Tensor, positions_N: Tensor, length: int) -> Tensor:
     return tokens_T[positions_N.to(tokens_T.device).unsqueeze(1) + offsets]
 
 
+def uncertain_places(
+    entropy_T: Tensor, positions_N: Tensor, length: int, min_entropy: float
+) -> Tensor:
+    """Which of the next `length` tokens the reading expected with that entropy: bool [N, K].
+
+    `entropy_T` is of the distribution after each token, in nats.
+    """
+    offsets = torch.arange(length, device=entropy_T.device)
+    before_NK = positions_N.to(entropy_T.device).unsqueeze(1) + offsets - 1
+    return entropy_T[before_NK.clamp_min(0)] >= min_entropy
+
+
 @dataclass(frozen=True, slots=True)
 class Cues:
     """The document tokens before each of some positions: what a recalling branch is given."""

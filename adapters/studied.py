@@ -88,6 +88,7 @@ class Studied:
             seeds=[self.seed],
             step=step,
             reading=self.reading if self.config.branches != "recall" else None,
+            entropy_T=self.entropy_T,
             similarity=self.similarity,
         )
 
