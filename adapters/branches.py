@@ -43,8 +43,8 @@ def query_step(
 
     `end_state` [1 row] is the document's end under the base weights. `reading`, with its states
     kept, is needed where branches continue, `entropy_T` (of the reading) with `min_entropy`,
-    `similarity` for the reward `semantic`. Works through
-    as many deltas at a time as fit two segments' worth of tokens.
+    `similarity` for the reward `semantic`. Works through as many deltas at a time as fit two
+    segments' worth of tokens.
     """
     num_deltas, num_positions = positions_QN.shape
     if num_positions == 0 or num_deltas != delta.num or num_deltas != len(seeds):

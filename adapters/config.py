@@ -121,7 +121,8 @@ class RefineConfig:
     min_entropy: float = 0.0
     """With scope query_lora: a token of a branch's continuation counts, in both losses, only where
     the reading expected the document's token with this entropy, in nats, at least. What the
-    reading was sure of is the text's form; practised, it takes the place of an answer's own."""
+    reading was sure of is the text's form; practised, it takes the place of an answer's own.
+    Rewards are over all places even so."""
     learning_rate: float = 1e-2
     """AdamW learning rate of what is trained."""
     learning_rates: tuple[float, ...] = ()
