@@ -42,7 +42,7 @@ PLANNED = """
 GPU_ONLY = {"gpu_memory_bytes"}
 NO_SUCH_EVENT = {  # shown as zero; other tests make them happen
     "worker_restarts_total": "tests/e2e/test_worker_death.py",
-    "oom_total": "tests/server/test_engine.py",
+    "oom_total": "tests/server/engine/test_faults.py",
 }
 
 

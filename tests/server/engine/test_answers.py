@@ -1,0 +1,161 @@
+"""The engine on a tiny random model: what it answers, what a study tells, and the text of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from imprint.models import prefill
+from imprint.models.generate import generate_greedy
+from imprint.server.messages import (
+    Adapt,
+    AdaptationDone,
+    AdaptationEvent,
+    AdaptationStarted,
+    FocusProgress,
+    RequestFailed,
+    SequenceDone,
+    TokenDelta,
+)
+from support.engine_rig import REFINE, TEXTS, Rig, one, tokens_of
+
+
+def test_a_completion_equals_plain_generation(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    prompt = rig.prompt("The ship sailed at dawn, " * 4)  # several pieces of prefill
+    rig.ask("r", prompts=[prompt], max_tokens=12)
+    said = rig.run()
+    expected = generate_greedy(rig.model, torch.tensor([prompt.tokens]), None, num_tokens=12)
+    done = one(said, SequenceDone)
+    assert tokens_of(said) == expected[0].tolist()
+    assert done.finish_reason == "length"
+    assert done.usage == {"prompt_tokens": 100, "completion_tokens": 12, "document_tokens": 0}
+    assert not done.adapted
+    assert rig.engine.slots.table.num_used == 0
+
+
+def test_an_answer_continues_from_the_document_end(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    question = rig.prompt("Where is it?")
+    assert rig.study("adp_1", TEXTS[0]).status == "succeeded"
+    rig.ask("r", "adp_1", prompts=[question])
+    said = rig.run()
+    _, state = prefill(rig.model, torch.tensor([rig.tokenizer.encode(TEXTS[0])]))
+    expected = generate_greedy(rig.model, torch.tensor([question.tokens]), state, num_tokens=8)
+    assert tokens_of(said) == expected[0].tolist()
+    assert one(said, SequenceDone).usage["document_tokens"] == len(TEXTS[0])
+
+
+def test_an_adaptation_tells_its_story(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    rig.engine.handle(
+        Adapt(adaptation_id="a", tokens=rig.tokenizer.encode(TEXTS[0]), method=REFINE, attempt=2)
+    )
+    said = rig.run()
+    assert said[0] == AdaptationStarted(adaptation_id="a", attempt=2)
+    events = [message for message in said if isinstance(message, AdaptationEvent)]
+    steps = [event.data for event in events if event.kind == "step"]
+    assert [data["step"] for data in steps] == [1, 2]
+    assert all(math.isfinite(data["ntp_loss"]) for data in steps)
+    assert events[0].kind == "progress"
+    assert events[0].data["phase"] == "read"
+    done = one(said, AdaptationDone)
+    assert done.status == "succeeded"
+    assert done.result["accepted"]
+    assert done.result["num_tokens"] == len(TEXTS[0])
+    assert done.usage["tokens_forward"] > len(TEXTS[0])
+    rig.ask("r", "a")
+    assert one(rig.run(), SequenceDone).adapted
+
+
+def test_a_refused_study_is_rejected_and_its_reading_still_answers(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig()
+    done = rig.study("a", TEXTS[0], **{**REFINE, "probe_margin": 100.0})
+    assert done.status == "rejected"
+    rig.study("b", TEXTS[0])
+    rig.ask("ra", "a")
+    answers = rig.run()
+    rig.ask("rb", "b")
+    assert tokens_of(answers, "ra") == tokens_of(rig.run(), "rb")
+    assert not one(answers, SequenceDone).adapted
+
+
+def test_each_question_decodes_with_its_own_focus(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    rig.study("a", TEXTS[0])
+    focus = {"steps": 2, "lora_rank": 2, "learning_rate": 0.05, "probe_confidence": 0.0}
+    focus |= {"positions": 4, "rollout_length": 8}
+    questions = ["Where is the key?", "Who saw it? The dog?"]
+    prompts = [rig.prompt(question, f"q{i}") for i, question in enumerate(questions)]
+    rig.ask("both", "a", prompts=prompts, focus=focus)
+    both = rig.run()
+    progress = [message for message in both if isinstance(message, FocusProgress)]
+    assert [(message.step, message.steps) for message in progress] == [(1, 2), (2, 2)]
+    done = [message for message in both if isinstance(message, SequenceDone)]
+    assert all(message.adapted and message.focus is not None for message in done)
+    for i, prompt in enumerate(prompts):
+        rig.ask(f"one{i}", "a", prompts=[prompt], focus=focus)
+        assert tokens_of(rig.run(), f"q{i}") == tokens_of(both, f"q{i}")
+    assert rig.engine.stats().requests_waiting == rig.engine.stats().slots_used == 0
+
+
+@pytest.mark.parametrize(
+    ("focus", "adapter_id", "names"),
+    [
+        ({"stepz": 2}, "a", "stepz"),
+        ({"scope": "lora"}, "a", "scope"),
+        ({}, None, "focus needs an adapter"),
+    ],
+)
+def test_an_impossible_focus_is_refused_by_name(
+    make_rig: Callable[..., Rig], focus: dict[str, Any], adapter_id: str | None, names: str
+) -> None:
+    rig = make_rig()
+    rig.study("a", TEXTS[0])
+    rig.ask("r", adapter_id, focus=focus)
+    failed = one(rig.run(), RequestFailed)
+    assert failed.code == "invalid_method"
+    assert names in failed.message
+
+
+# ---- text ------------------------------------------------------------------------------------
+
+
+def test_text_has_whole_characters_and_stops_at_stop_strings(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    rig.ask("r", max_tokens=200, temperature=1.5)
+    said = rig.run()
+    text = "".join(m.text for m in said if isinstance(m, TokenDelta | SequenceDone))
+    tokens = tokens_of(said, "r")
+    assert len(text) > 40
+    assert rig.tokenizer.decode(tokens).startswith(text)
+    stop = text[20:23]
+    rig.ask(
+        "s", prompts=[rig.prompt("Where is it?", "s")], max_tokens=200, temperature=1.5, stop=[stop]
+    )
+    said = rig.run()
+    shown = "".join(m.text for m in said if isinstance(m, TokenDelta | SequenceDone))
+    done = one(said, SequenceDone)
+    assert shown == text[: text.index(stop)]
+    assert done.finish_reason == "stop"
+    assert done.usage["completion_tokens"] < len(tokens)
+
+
+def test_what_a_batch_has_generated_is_one_message(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(step_tokens=128)  # all prompts in one step
+    names = ("a", "b", "c")
+    rig.ask("r", prompts=[rig.prompt("Where is it?", name) for name in names], max_tokens=5)
+    rig.ask("q", max_tokens=5)
+    said = rig.run()
+    assert [len(tokens_of(said, name)) for name in (*names, "q")] == [5, 5, 5, 5]
+    assert sum(isinstance(message, SequenceDone) for message in said) == 4
+    assert rig.num_batches == 5  # of at least four tokens each
+
+
+# ---- ends ------------------------------------------------------------------------------------
