@@ -25,6 +25,7 @@ _METHOD: Final[dict[str, Any]] = {
     "advantage": "grpo",
     "lambda_rl": 0.2,
     "lambda_ntp": 1.0,
+    "min_entropy": 0.0,
 }
 """What the paper trains with, in both phases."""
 _REWARDS: Final[dict[Phase, str]] = {"mid": "cosine", "post": "hybrid"}
