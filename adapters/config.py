@@ -118,11 +118,11 @@ class RefineConfig:
     """Weight of the policy loss; 0 samples no rollouts."""
     lambda_ntp: float = 1.0
     """Weight of the next-token loss: over the branches (query_lora), else over the document."""
-    min_entropy: float = 0.0
-    """With scope query_lora: a token of a branch's continuation counts, in both losses, only where
-    the reading expected the document's token with this entropy, in nats, at least. What the
-    reading was sure of is the text's form; practised, it takes the place of an answer's own.
-    Rewards are over all places even so."""
+    min_entropy: float = 1.0
+    """A token of a branch's continuation counts in the branch's losses only where the reading
+    expected the document's token with this entropy, in nats, at least; 0 counts every token. What
+    the reading was sure of is the text's form; practised, it takes the place of an answer's own.
+    Rewards are over all places even so, and so is a next-token loss over the document."""
     learning_rate: float = 1e-2
     """AdamW learning rate of what is trained."""
     learning_rates: tuple[float, ...] = ()
@@ -188,10 +188,6 @@ class RefineConfig:
             raise ConfigError("smoothing", f"smoothing must be odd or 0, got {self.smoothing}")
         if self.lambda_rl == 0 and self.lambda_ntp == 0:
             raise ConfigError("lambda_rl", "lambda_rl and lambda_ntp cannot both be 0")
-        if self.min_entropy > 0 and self.reads_again:
-            raise ConfigError(
-                "min_entropy", f"min_entropy needs scope query_lora, got {self.scope!r}"
-            )
         if self.positions * self.branch_tokens > MAX_BRANCH_TOKENS:
             raise ConfigError(
                 "positions",
@@ -303,7 +299,6 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "rollout_length": 10,
         "cue_tokens": 12,
         "lora_targets": (),
-        "min_entropy": 1.0,
     },
     # arXiv 2602.16704, test time. The paper trains every weight (scope full); here it is lora, the
     # widest scope that is served. The numbers are for parity, and no good serving defaults.
@@ -326,6 +321,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "lora_targets": (),
         "neutral_margin": 0.05,
         "blend_factors": (1.0, 0.5, 0.25),
+        "min_entropy": 0.0,
     },
 }
 """Fields in which each preset differs from, or insists on, the defaults of `RefineConfig`."""

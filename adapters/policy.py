@@ -90,7 +90,8 @@ class BranchSet:
         entropy_T: Tensor | None = None,
         similarity: Similarity | None = None,
     ) -> None:
-        """The reading's entropies are needed with `min_entropy`. Raises ValueError without."""
+        """The reading's entropies are needed where branches leave and `min_entropy` is above 0.
+        Raises ValueError without."""
         self.similarity = similarity
         self.model, self.config, self.seeds, self.step = model, config, list(seeds), step
         self.positions_QN = positions_QN
@@ -98,7 +99,7 @@ class BranchSet:
         rows, group, length = positions_QN.numel(), config.group_size, config.rollout_length
         self.truth_BK = continuations(tokens_T, positions_QN.flatten(), length)
         self.counts_BK: Tensor | None = None
-        if config.min_entropy > 0:
+        if config.min_entropy > 0 and rows:
             if entropy_T is None:
                 raise ValueError("min_entropy needs the entropies of the reading")
             self.counts_BK = uncertain_places(
@@ -197,6 +198,8 @@ class BranchSet:
             self.config,
             compute_dtype=self.model.dtype,
         )
+        if self.counts_BK is not None:
+            losses_RGK = losses_RGK * self.counts_BK[rows_R].unsqueeze(1)
         share_R = losses_RGK.mean((-1, -2)) / self.num_positions
         self._add(self.policy_loss_Q, rows_R, share_R)
         return self.config.lambda_rl * share_R.sum()

@@ -70,6 +70,7 @@ def run_step_benchmark(
             positions=positions,
             rollout_length=rollout_length,
             segment_tokens=segment_tokens,
+            min_entropy=0.0,
         ),
         num_tokens,
         seed,

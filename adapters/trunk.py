@@ -61,6 +61,7 @@ def trunk_step(
         positions_N.unsqueeze(0),
         seeds=[seed],
         step=step,
+        entropy_T=reading.entropy_T,
         similarity=similarity,
     )
     recall_N = recall_mask(len(positions_N), config, step)
@@ -89,7 +90,8 @@ def _read_and_select(
     """Pass one, without gradients, and the positions of the branches, ascending; none where no
     rollouts are drawn."""
     drawn = config.lambda_rl > 0
-    scored = drawn and config.selection != "uniform" and positions_N is None
+    selects = config.selection != "uniform" and positions_N is None
+    scored = drawn and (selects or config.min_entropy > 0)
     reading = yield from read_segments(
         model,
         tokens_T,

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from imprint.adapters.branches import query_step
 from imprint.adapters.calls import run_calls
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import PRESETS, ConfigError, RefineConfig
 from imprint.adapters.delta import init_delta
 from imprint.adapters.policy import StepResult
+from imprint.adapters.reading import read_segments
 from imprint.adapters.rollout import continuations, uncertain_places
+from imprint.adapters.trunk import trunk_step
 from imprint.models import DeltaNet, DeltaNetConfig, LoraDelta, prefill
 
 SETTINGS: dict[str, Any] = {
@@ -111,14 +113,37 @@ def test_continuations_and_their_places_are_the_same_tokens() -> None:
 
 
 def test_what_it_needs_is_said(model: DeltaNet) -> None:
-    with pytest.raises(ConfigError, match="min_entropy needs scope query_lora"):
-        RefineConfig.from_dict({"scope": "lora", "min_entropy": 1.0})
     with pytest.raises(ConfigError, match="min_entropy"):
         RefineConfig.from_dict({"min_entropy": -1.0})
     with pytest.raises(ValueError, match="entropies of the reading"):
         run(model, RefineConfig.from_dict(SETTINGS), None)
 
 
-def test_focus_leaves_form_alone_and_the_published_method_does_not() -> None:
-    assert RefineConfig.preset("focus").min_entropy > 0
-    assert RefineConfig.preset("paper").min_entropy == 0
+@pytest.mark.parametrize("min_entropy", [0.0, 3.0, 20.0])
+def test_rollouts_of_a_document_read_again_count_where_it_was_uncertain(
+    model: DeltaNet, min_entropy: float
+) -> None:
+    """The policy loss by hand: before the first update each token's loss is minus its advantage."""
+    config = RefineConfig.from_dict(
+        {**SETTINGS, "preset": "default", "scope": "lora", "lora_targets": [],
+         "min_entropy": min_entropy, "branches": "mixed", "lambda_ntp": 0.0, "advantage": "rloo"}
+    )  # fmt: skip
+    delta = init_delta(model, config, seed=3).requires_grad_()
+    step = trunk_step(
+        model, TOKENS_T, config, delta=delta, seed=1, step=0, positions_N=POSITIONS_QN[0]
+    )
+    result: StepResult = run_calls(step)
+    reading = run_calls(read_segments(model, TOKENS_T, segment_tokens=16))
+    counts_NK = uncertain_places(reading.entropy_T, POSITIONS_QN[0], 5, min_entropy)
+    assert bool(counts_NK.any()) == (min_entropy < 20)
+    assert bool(counts_NK.all()) == (min_entropy == 0)
+    assert result.advantages_QNG is not None
+    share_N = counts_NK.double().mean(-1)
+    by_hand = -(result.advantages_QNG[0].mean(-1) * share_N).mean()
+    assert float(result.policy_loss_Q[0]) == pytest.approx(float(by_hand), abs=1e-9)
+    moved = any(bool(gradient.any()) for gradient in gradients(delta))
+    assert moved == (min_entropy < 20)
+
+
+def test_only_the_published_method_counts_every_token() -> None:
+    assert {name for name in PRESETS if RefineConfig.preset(name).min_entropy == 0} == {"paper"}

@@ -76,6 +76,7 @@ def test_the_gradient_of_the_start_is_the_literal_loops(
     oracle = load_oracle()
     config = RefineConfig(
         scope="state",
+        min_entropy=0.0,
         branches=branches,
         group_size=group_size,
         advantage="grpo",

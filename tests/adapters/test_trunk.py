@@ -39,6 +39,7 @@ BASE = {
     "branches": "continue",
     "selection": "entropy",
     "reward": "expected_exact",
+    "min_entropy": 0.0,
 }
 SIZES: dict[str, Any] = {
     "vocab_size": 23,

@@ -158,14 +158,7 @@ def test_a_grid_is_every_combination_once() -> None:
         ({"grid": [{"steps": []}]}, "steps has no values"),
         ({"grid": [{"arm": "base"}]}, "arm must be one of adapted"),
         ({"grid": [{"stepz": 1}]}, "adapted stepz=1: unknown field"),
-        (
-            {"grid": [{"arm": "focus", "scope": ["lora"]}]},
-            "focus scope=lora: min_entropy needs scope query_lora",
-        ),
-        (
-            {"grid": [{"arm": "focus", "scope": "lora", "min_entropy": [0.0]}]},
-            "focus needs scope",
-        ),
+        ({"grid": [{"arm": "focus", "scope": ["lora"]}]}, "focus scope=lora: focus needs scope"),
         ({"grid": [{"arm": "focus", "branches": "mixed"}]}, "focus needs branches recall"),
         ({"grid": [{"steps": list(range(1, 41)), "positions": list(range(1, 41))}]}, "1600 points"),
     ],

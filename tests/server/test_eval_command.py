@@ -175,11 +175,7 @@ def test_a_folder_of_another_evaluation_is_refused(run, questions, tmp_path):
         ("ruler --tasks vt --passages 0", "num_passages must be at least 1"),
         ("ruler --tasks vt --device cuda:99", "CUDA devices here"),
         ("qa /nowhere.jsonl", "cannot read /nowhere.jsonl: No such file"),
-        ("qa {questions} --focus-set scope=lora", "min_entropy needs scope query_lora"),
-        (
-            "qa {questions} --focus-set scope=lora --focus-set min_entropy=0",
-            "focus needs scope query_lora",
-        ),
+        ("qa {questions} --focus-set scope=lora", "focus needs scope query_lora"),
         ('qa {questions} --set lora_targets=["x"]', "no projection's name ends in"),
         ("longbench {questions}", "is not a folder"),
         ("documents /nowhere", "/nowhere is not a folder"),
