@@ -2,8 +2,7 @@
 
 Where several values are asked for, the order of the answer is one that can be known: that of the
 keys in the question, and for the values of one key that of the document. A model that is shown
-both orders learns to mix them, digit by digit. Where several keys are asked for, the answer names
-each before its value: what comes next is then found by one recall, and not by counting.
+both orders learns to mix them, digit by digit.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ _NUM_VALUES = (2, 3, 4, 4, 4, 4)
 """How many values a key has, where it has several."""
 
 Held = tuple[Wording, str, list[str]]
-"""A wording, a key, and its values in the order in which they are asked."""
-Asked = tuple[Wording, list[tuple[str, list[str]]]]
-"""A wording, and the keys of a question with their values."""
+"""A wording, a key (or several, joined), and its values in the order in which they are asked."""
 
 
 class NeedleTasks:
@@ -159,27 +156,27 @@ class NeedleTasks:
 
     # ---- questions
 
-    def _groups(self, rng: random.Random, held: list[Held], several: float) -> list[Asked]:
+    def _groups(self, rng: random.Random, held: list[Held], several: float) -> list[Held]:
         """The keys as they are asked for: alone, or some of one wording together."""
-        one_wording = len({wording.needle for wording, _, _ in held}) == 1
-        return _asked(rng, held, together=rng.random() < several and one_wording)
+        if len(held) < 2 or rng.random() >= several or len({w.needle for w, _, _ in held}) > 1:
+            return held
+        return _grouped(rng, held)
 
     def _ask(
-        self, rng: random.Random, wording: Wording, keys: list[tuple[str, list[str]]]
+        self, rng: random.Random, wording: Wording, key: str, values: list[str]
     ) -> tuple[list[int], list[list[int]]]:
-        """The prompt, and the parts of its right continuation."""
-        query = join_words([key for key, _ in keys])
-        many = len(keys) > 1 or len(keys[0][1]) > 1
-        question = (wording.question_many if many else wording.question).format(query=query)
-        prefix = (wording.prefix_many if many else wording.prefix).format(query=query)
+        """The prompt, and the values of its right continuation."""
+        many = len(values) > 1
+        question = (wording.question_many if many else wording.question).format(query=key)
+        prefix = (wording.prefix_many if many else wording.prefix).format(query=key)
         draw, end = rng.random(), ".\n"
         if draw < 0.4:
             prompt = f"\n{question}{prefix}"
-        elif draw < 0.7 and query in prefix:  # the start of the answer says it all
+        elif draw < 0.7 and key in prefix:  # the start of the answer says it all, in fewer tokens
             prompt = f"\n{prefix.strip()}"
         else:
             prompt, end = DEFAULT_QUESTION_TEMPLATE.format(question=question), "\n"
-        tokens, *parts = self.tokenizer.encode_batch([prompt, *_parts(keys, end)])
+        tokens, *parts = self.tokenizer.encode_batch([prompt, *_parts(values, end)])
         return tokens, parts
 
     # ---- little prose, or none
@@ -208,7 +205,7 @@ class NeedleTasks:
                 pieces.insert(rng.randint(0, len(pieces)), self.prose.run(rng, 1)[0])
             sample.add(self.tokenizer.encode(" ".join(pieces)), PROSE_WEIGHT)
             asked = rng.sample(held, len(held))
-            for item in _asked(rng, asked, together=rng.random() < several):
+            for item in _grouped(rng, asked) if rng.random() < several else asked:
                 prompt, parts = self._ask(rng, *item)
                 sample.add(prompt, 0.0)
                 sample.add_answer(parts)
@@ -254,10 +251,9 @@ class NeedleTasks:
             asked: list[Held] = [
                 (RULER, key, held[key]) for key in rng.sample(list(held), len(held))
             ]
-            for _, keys in _asked(rng, asked, together=rng.random() < several):
-                query = join_words([key for key, _ in keys])
-                sample.add(encode(_join(asked_start, query, asked_link)), 0.0)
-                sample.add_answer(self.tokenizer.encode_batch(_parts(keys, "")))
+            for _, key, values in _grouped(rng, asked) if rng.random() < several else asked:
+                sample.add(encode(_join(asked_start, key, asked_link)), 0.0)
+                sample.add_answer(self.tokenizer.encode_batch(_parts(values, "")))
                 sample.add(encode("\n"), 0.0)
         return sample
 
@@ -291,37 +287,24 @@ def _merged(
     return [next(left[key]) for key in keys]
 
 
-def _asked(rng: random.Random, held: list[Held], *, together: bool) -> list[Asked]:
-    """The questions in turn: neighbours together in one, or each key alone."""
-    questions: list[Asked] = []
-    start = 0
+def _grouped(rng: random.Random, held: list[Held]) -> list[Held]:
+    """Neighbours together in one question."""
+    groups, start = [], 0
     while start < len(held):
-        part = held[start : start + (rng.choice(_NUM_ASKED) if together else 1)]
-        questions.append((part[0][0], [(key, values) for _, key, values in part]))
+        part = held[start : start + rng.choice(_NUM_ASKED)]
+        values = [value for _, _, values in part for value in values]
+        groups.append((part[0][0], join_words([key for _, key, _ in part]), values))
         start += len(part)
-    return questions
+    return groups
 
 
-def _parts(keys: list[tuple[str, list[str]]], end: str) -> list[str]:
-    """The answer, cut before each comma and each value: the values of one key joined as keys are,
-    or each key of several as in the question and its values behind it."""
-    if len(keys) == 1:
-        texts = _listed(keys[0][1])
-    else:
-        texts = []
-        for name, (_, values) in zip(_listed([key for key, _ in keys]), keys, strict=True):
-            texts += [f"{name}:", *(f" {value}" for value in values[:1])]
-            texts += [f", {value}" for value in values[1:]]
+def _parts(values: Sequence[str], end: str) -> list[str]:
+    """The values joined as keys are, cut before each value's comma."""
+    last = len(values) - 1
+    texts = [f" {values[0]}"]
+    texts += [f", {'and ' if i == last else ''}{values[i]}" for i in range(1, last + 1)]
     texts[-1] += end
     return texts
-
-
-def _listed(words: Sequence[str]) -> list[str]:
-    """` a`, `, b`, `, and c`."""
-    last = len(words) - 1
-    return [f" {words[0]}"] + [
-        f", {'and ' if i == last else ''}{words[i]}" for i in range(1, last + 1)
-    ]
 
 
 def _join(*words: str) -> str:
