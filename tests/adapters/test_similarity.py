@@ -96,7 +96,7 @@ def test_a_study_is_rewarded_by_it(
 
 
 def test_focus_is_rewarded_by_it(tiny_model: DeltaNet, read_adapter: Adapter) -> None:
-    config = RefineConfig.preset("focus", reward="semantic", steps=1, positions=2)
+    config = RefineConfig.preset("focus", reward="semantic", lambda_rl=0.4, steps=1, positions=2)
     similarity = Similarity("letters", letters, spell)
     focus = Focus(tiny_model, read_adapter, [[5, 6]], config, similarity=similarity)
     list(focus.run())
