@@ -19,8 +19,8 @@ from imprint.adapters.trunk import trunk_step
 from imprint.models import DeltaNet, DeltaNetConfig, LoraDelta, prefill
 
 SETTINGS: dict[str, Any] = {
-    "preset": "focus", "lambda_rl": 0.4, "positions": 4, "rollout_length": 5, "cue_tokens": 3, "lora_rank": 2,
-    "group_size": 2,
+    "preset": "focus", "lambda_rl": 0.4, "positions": 4, "rollout_length": 5, "cue_tokens": 3,
+    "lora_rank": 2, "group_size": 2,
 }  # fmt: skip
 TOKENS_T = torch.randint(1, 40, (70,), generator=torch.Generator().manual_seed(5))
 POSITIONS_QN = torch.tensor([[6, 16, 33, 60]])
