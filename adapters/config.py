@@ -289,7 +289,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     # without rollouts, and with fewer steps and places to judge by
     "fast": {"steps": 8, "lambda_rl": 0.0, "probe_places": 16},
     # the questions are known and choose the positions; a step costs some hundred tokens. Rollouts
-    # were measured to add nothing to that, in twice the time
+    # were measured to add nothing to that, in twice the time; their size is for who asks for them
     "focus": {
         "scope": "query_lora",
         "branches": "recall",

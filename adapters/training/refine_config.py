@@ -33,14 +33,8 @@ _UNUSED: Final = frozenset(
     {"steps", "scope", "lora_rank", "lora_targets", "learning_rate", "betas", "weight_decay"}
     | {"grad_clip", "patience", "blend_factors", "learning_rates", "trial_steps"}
     | {"held_steps", "probe_places", "probe_margin", "probe_confidence", "neutral_margin"}
-    | {
-        "min_entropy",
-        "cue_tokens",
-        "recall_fraction",
-        "focus_gamma",
-        "focus_window",
-        "focus_spread",
-    }
+    | {"cue_tokens", "recall_fraction", "focus_gamma", "focus_window", "focus_spread"}
+    | {"min_entropy"}
 )
 """Fields of RefineConfig that say how a server adapts; a run has its own."""
 

@@ -32,6 +32,7 @@ from imprint.server.messages import (
     TokenDelta,
 )
 from imprint.server.worker_config import WorkerConfig
+from support.engine_rig import step_as_worker
 
 pytestmark = pytest.mark.timeout(300)
 FAULTS = ("cancel", "deadline", "oom", "nan")
@@ -119,11 +120,7 @@ class Rig:
         self.said += message.values if isinstance(message, Generated) else [message]
 
     def step(self) -> bool:
-        try:
-            return self.engine.step()
-        except Exception as error:  # what the worker's loop does
-            self.engine.fail_unit(error)
-            return True
+        return step_as_worker(self.engine)
 
     def run(self, until: Callable[[FromWorker], bool] = lambda message: False) -> None:
         """Step until there is nothing to do, or something has been said."""

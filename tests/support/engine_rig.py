@@ -37,6 +37,15 @@ POISON = 255
 """A token at which `FaultyModel` breaks."""
 
 
+def step_as_worker(engine: Engine) -> bool:
+    """One step, whose errors end what they must, as in the worker's loop."""
+    try:
+        return engine.step()
+    except Exception as error:
+        engine.fail_unit(error)
+        return True
+
+
 class FaultyModel(DeltaNet):
     """A model with a switch for each way in which a batch can go wrong."""
 
@@ -80,11 +89,7 @@ class Rig:
         return time.monotonic() if self.now is None else self.now
 
     def step(self) -> bool:
-        try:
-            return self.engine.step()
-        except Exception as error:  # what the worker's loop does
-            self.engine.fail_unit(error)
-            return True
+        return step_as_worker(self.engine)
 
     def run(self) -> list[FromWorker]:
         """Step until there is nothing to do; everything that was said since the last call."""
