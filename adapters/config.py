@@ -6,60 +6,12 @@ Limit: numbers and names only. Imports no torch, so the HTTP process can validat
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-SELECTIONS: Final = ("entropy", "uniform", "argmax", "argmin", "write")
-BRANCHES: Final = ("continue", "recall", "mixed")
-REWARDS: Final = ("exact", "cosine", "hybrid", "expected_exact", "ngram", "edit", "semantic")
-ADVANTAGES: Final = ("grpo", "rloo", "dr_grpo")
-SCOPES: Final = ("lora", "query_lora", "state", "full")
-
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "selection": SELECTIONS,
-    "branches": BRANCHES,
-    "reward": REWARDS,
-    "advantage": ADVANTAGES,
-    "scope": SCOPES,
-}
-# field -> (smallest, largest) accepted value; the largest ones bound what a request can cost
-_RANGES: Final[dict[str, tuple[float, float]]] = {
-    "steps": (1, 1000),
-    "positions": (1, 1024),
-    "rollout_length": (1, 256),
-    "group_size": (1, 256),
-    "selection_temperature": (1e-3, 1e3),
-    "smoothing": (0, 255),
-    "margin_tokens": (0, 4096),
-    "recall_fraction": (0.0, 1.0),
-    "cue_tokens": (1, 256),
-    "lambda_rl": (0.0, 1e3),
-    "lambda_ntp": (0.0, 1e3),
-    "min_entropy": (0.0, 20.0),
-    "learning_rate": (0.0, 10.0),
-    "trial_steps": (1, 1000),
-    "weight_decay": (0.0, 10.0),
-    "grad_clip": (1e-6, 1e6),
-    "clip_low": (0.0, 1.0),
-    "clip_high": (0.0, 10.0),
-    "dual_clip": (1.0, 1e3),
-    "lora_rank": (1, 256),
-    "segment_tokens": (16, 65536),
-    "temperature": (1e-2, 10.0),
-    "write_gamma": (0.0, 1e3),
-    "held_steps": (0, 1000),
-    "focus_gamma": (0.0, 1e3),
-    "focus_window": (1, 1024),
-    "focus_spread": (0.0, 1.0),
-    "patience": (1, 1000),
-    "probe_places": (1, 256),
-    "probe_margin": (0.0, 100.0),
-    "probe_confidence": (0.0, 10.0),
-    "neutral_margin": (0.0, 100.0),
-}
-
+from imprint.adapters.config_fields import RANGES, check_field, names_of
+from imprint.adapters.errors import ConfigError
 
 NOT_SERVED: Final = (
     "scope full trains every weight in a copy of the model, which no server keeps for a document: "
@@ -72,14 +24,10 @@ MAX_RATES: Final = 8
 """Learning rates that one study may try."""
 MAX_BRANCH_TOKENS: Final = 65536
 """Bound of what the branches of one step may cost together."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used. `field` names it, the message carries its value."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
+_OF_ROLLOUTS: Final = frozenset(
+    ("reward", "advantage", "group_size", "temperature", "clip_low", "clip_high", "dual_clip")
+)
+"""Fields that say something about rollouts only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +130,7 @@ class RefineConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _checked(field.name, getattr(self, field.name), field.default)
+            value = check_field(field.name, getattr(self, field.name), field.default)
             object.__setattr__(self, field.name, value)
         if self.smoothing and self.smoothing % 2 == 0:
             raise ConfigError("smoothing", f"smoothing must be odd or 0, got {self.smoothing}")
@@ -194,7 +142,7 @@ class RefineConfig:
                 f"positions * (cue_tokens + (group_size + 1) * rollout_length) must be at most "
                 f"{MAX_BRANCH_TOKENS}, got {self.positions * self.branch_tokens}",
             )
-        low, high = _RANGES["learning_rate"]
+        low, high = RANGES["learning_rate"]
         rates = self.learning_rates
         if len(rates) > MAX_RATES or not all(low <= rate <= high for rate in rates):
             raise ConfigError(
@@ -249,20 +197,30 @@ class RefineConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RefineConfig:
         """Build from plain JSON values; an entry `preset` gives the base of the others.
 
-        Raises ConfigError, with the field's name, for unknown fields and unusable values.
+        Raises ConfigError, with the field's name, for unknown fields, unusable values, and what
+        would have no effect because the preset draws no rollouts.
         """
+        given = frozenset(values)
         values = dict(values)
         if "preset" in values:
             name = values.pop("preset")
             if not isinstance(name, str) or name not in PRESETS:
-                known_names = _names(PRESETS)
+                known_names = names_of(PRESETS)
                 raise ConfigError("preset", f"preset must be one of {known_names}, got {name!r}")
             values = {**PRESETS[name], **values}
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                raise ConfigError(str(name), f"unknown field {name!r}; known: {_names(known)}")
-        return cls(**values)
+                raise ConfigError(str(name), f"unknown field {name!r}; known: {names_of(known)}")
+        config = cls(**values)
+        idle = sorted(_OF_ROLLOUTS & given)
+        if idle and config.lambda_rl == 0 and "lambda_rl" not in given:
+            raise ConfigError(
+                idle[0],
+                f"{idle[0]} concerns rollouts, and this preset draws none: give lambda_rl as well, "
+                f"such as {cls().lambda_rl}",
+            )
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values of every field; `from_dict` gives the same config back."""
@@ -272,6 +230,16 @@ class RefineConfig:
     def replace(self, **overrides: Any) -> RefineConfig:
         """A copy with single fields replaced, checked again."""
         return RefineConfig.from_dict({**self.to_dict(), **overrides})
+
+
+def config_of_focus(overrides: Mapping[str, Any]) -> RefineConfig:
+    """The preset `focus` with a request's fields in place of its own.
+
+    Raises ConfigError as `RefineConfig.from_dict` and `check_focus` do.
+    """
+    config = RefineConfig.from_dict({"preset": "focus", **overrides})
+    check_focus(config)
+    return config
 
 
 def check_focus(config: RefineConfig) -> None:
@@ -327,53 +295,3 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 """Fields in which each preset differs from, or insists on, the defaults of `RefineConfig`."""
-
-
-def _names(names: Any) -> str:
-    return ", ".join(sorted(names))
-
-
-def _checked(name: str, value: Any, default: Any) -> Any:
-    """The value in its field's type, or a ConfigError."""
-    if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            choices = _names(_CHOICES[name])
-            raise ConfigError(name, f"{name} must be one of {choices}, got {value!r}")
-        return value
-    if isinstance(default, tuple):
-        return _checked_tuple(name, value)
-    number = _checked_number(name, value, integer=isinstance(default, int))
-    low, high = _RANGES[name]
-    if not low <= number <= high:
-        raise ConfigError(name, f"{name} must be between {low} and {high}, got {value!r}")
-    return number
-
-
-def _checked_number(name: str, value: Any, *, integer: bool) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        kind = "an integer" if integer else "a number"
-        raise ConfigError(name, f"{name} must be {kind}, got {value!r}")
-    if isinstance(value, int) and value.bit_length() > 64:  # maybe more than a float can hold
-        raise ConfigError(name, f"{name} is too large a number")
-    if integer:
-        if value != int(value) if math.isfinite(value) else True:
-            raise ConfigError(name, f"{name} must be an integer, got {value!r}")
-        return int(value)
-    if not math.isfinite(value):
-        raise ConfigError(name, f"{name} must be finite, got {value!r}")
-    return float(value)
-
-
-def _checked_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise ConfigError(name, f"{name} must be a list, got {value!r}")
-    if len(value) > 64:
-        raise ConfigError(name, f"{name} must have at most 64 entries, got {len(value)}")
-    if name == "lora_targets":
-        for entry in value:
-            if not isinstance(entry, str) or not entry:
-                raise ConfigError(name, f"{name} must hold names, got {entry!r}")
-        return tuple(value)
-    if name == "betas" and len(value) != 2:
-        raise ConfigError(name, f"betas must be two numbers, got {value!r}")
-    return tuple(float(_checked_number(name, entry, integer=False)) for entry in value)

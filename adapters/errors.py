@@ -13,3 +13,11 @@ class AdaptationError(Exception):
 
 class CorruptAdapterError(Exception):
     """A stored adapter is torn, foreign or of another model; the message names the file."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. `field` names it, the message carries its value."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from imprint.adapters.config import NOT_SERVED, ConfigError, RefineConfig
+from imprint.adapters.config import NOT_SERVED, RefineConfig
+from imprint.adapters.errors import ConfigError
 from imprint.adapters.tensor_file import (
     LENGTH_BYTES,
     Entry,

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imprint.adapters.config import NO_ENCODER, ConfigError
+from imprint.adapters.config import NO_ENCODER
+from imprint.adapters.errors import ConfigError
 from imprint.adapters.rollout import Rollouts
 from imprint.adapters.similarity import Similarity
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imprint.adapters.config import NO_ENCODER, ConfigError, RefineConfig
-from imprint.adapters.errors import AdaptationError
+from imprint.adapters.config import NO_ENCODER, RefineConfig
+from imprint.adapters.errors import AdaptationError, ConfigError
 
 Encoder = Callable[[list[str]], Any]
 """Texts to vectors: [len(texts), D], as anything that numpy takes for an array."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from imprint.adapters.config import ConfigError
+from imprint.adapters.errors import ConfigError
 from imprint.models.errors import ModelError
 from imprint.server.client_errors import ClientError
 from imprint.server.commands import (

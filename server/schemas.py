@@ -3,12 +3,15 @@
 Every body forbids extra fields: an option that does not exist is refused by name, never ignored.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from imprint.adapters.config import NO_ENCODER, NOT_SERVED, ConfigError, RefineConfig
+from imprint.adapters.config import NO_ENCODER, NOT_SERVED, RefineConfig, config_of_focus
+from imprint.adapters.errors import ConfigError
 from imprint.server.errors import InvalidRequestError, clip
 
 MAX_SEED = 2**63 - 1
@@ -168,7 +171,11 @@ def parse_method(
         return {"type": "read"}
     if kind != "refine":
         raise _invalid("method.type", f"method.type must be refine or read, got {clip(kind)!r}")
-    return {"type": "refine", **_refine_config({"preset": preset, **values}, "method", has_encoder)}
+    fields = {"preset": preset, **values}
+    with _told_of("method"):
+        config = RefineConfig.from_dict(fields)
+        _check_served(config, has_encoder)
+    return {"type": "refine", **config.to_dict()}
 
 
 def parse_focus(focus: bool | dict[str, Any], *, has_encoder: bool) -> dict[str, Any] | None:
@@ -177,18 +184,23 @@ def parse_focus(focus: bool | dict[str, Any], *, has_encoder: bool) -> dict[str,
         return None
     if focus is True:
         return {}
-    _refine_config(focus, "focus", has_encoder)
+    with _told_of("focus"):
+        _check_served(config_of_focus(focus), has_encoder)
     return dict(focus)
 
 
-def _refine_config(values: dict[str, Any], where: str, has_encoder: bool) -> dict[str, Any]:
+def _check_served(config: RefineConfig, has_encoder: bool) -> None:
+    if config.reward == "semantic" and not has_encoder:
+        raise ConfigError("reward", NO_ENCODER)
+    if config.scope == "full":
+        raise ConfigError("scope", NOT_SERVED)
+
+
+@contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """A ConfigError becomes the refusal of a request, with the body's field that holds it."""
     try:
-        config = RefineConfig.from_dict(values)
-        if config.reward == "semantic" and not has_encoder:
-            raise ConfigError("reward", NO_ENCODER)
-        if config.scope == "full":
-            raise ConfigError("scope", NOT_SERVED)
-        return config.to_dict()
+        yield
     except ConfigError as error:
         raise _invalid(f"{where}.{clip(error.field)}", f"{where}: {clip(str(error))}") from None
 

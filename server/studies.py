@@ -9,8 +9,9 @@ from typing import Any
 
 from imprint.adapters import quantum
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import NOT_SERVED, ConfigError, RefineConfig
+from imprint.adapters.config import NOT_SERVED, RefineConfig, config_of_focus
 from imprint.adapters.document import DocumentReader
+from imprint.adapters.errors import ConfigError
 from imprint.adapters.focus import Focus
 from imprint.adapters.imported import read_import
 from imprint.adapters.progress import Progress
@@ -54,12 +55,17 @@ def focus_config(generate: Generate, segment_tokens: int) -> RefineConfig | None
         return None
     if generate.adapter_id is None:
         raise MethodError("focus needs an adapter: the base model has no document to study")
-    return _config({"preset": "focus", **generate.focus}, segment_tokens)
+    return _config(generate.focus, segment_tokens, make=config_of_focus)
 
 
-def _config(fields: Mapping[str, Any], segment_tokens: int) -> RefineConfig:
+def _config(
+    fields: Mapping[str, Any],
+    segment_tokens: int,
+    *,
+    make: Callable[[Mapping[str, Any]], RefineConfig] = RefineConfig.from_dict,
+) -> RefineConfig:
     try:
-        config = RefineConfig.from_dict(fields)
+        config = make(fields)
     except ConfigError as error:
         raise MethodError(str(error)) from error
     if config.scope == "full":

@@ -13,9 +13,9 @@ import torch
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.batches import Batches
 from imprint.adapters.calls import Call
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import RefineConfig
 from imprint.adapters.course import Course
-from imprint.adapters.errors import AdaptationError, CorruptAdapterError
+from imprint.adapters.errors import AdaptationError, ConfigError, CorruptAdapterError
 from imprint.adapters.focus import Focus, FocusResult
 from imprint.adapters.similarity import Similarity
 from imprint.models import FastWeightModel, LoraDelta, Tokenizer

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from imprint.adapters.config import ConfigError, RefineConfig, check_focus
+from imprint.adapters.config import RefineConfig, check_focus
+from imprint.adapters.errors import ConfigError
 from imprint.adapters.evaluation.arm_names import ARMS
 
 ADAPTING: Final = ("adapted", "ungated", "focus", "ntp_only")

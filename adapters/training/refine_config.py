@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from imprint.adapters.config import REWARDS, ConfigError, RefineConfig
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.config_fields import REWARDS
+from imprint.adapters.errors import ConfigError
 
 Phase = Literal["mid", "post"]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from imprint.adapters.config import PRESETS, ConfigError, RefineConfig
+from imprint.adapters.config import PRESETS, RefineConfig
+from imprint.adapters.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -77,6 +78,8 @@ def test_smoothing_width_is_odd(length: int, width: int) -> None:
         ({"lora_targets": [3]}, "lora_targets"),
         ({"lora_targets": ["x"] * 65}, "lora_targets"),
         ({"lambda_rl": 0, "lambda_ntp": 0}, "lambda_rl"),
+        ({"preset": "fast", "reward": "exact"}, "reward"),
+        ({"preset": "focus", "clip_low": 0.1}, "clip_low"),
         ({"positions": 1024, "group_size": 256, "rollout_length": 256}, "positions"),
     ],
 )
@@ -84,6 +87,13 @@ def test_unusable_values_name_their_field(values: dict[str, Any], field: str) ->
     with pytest.raises(ConfigError, match=field) as caught:
         RefineConfig.from_dict(values)
     assert caught.value.field == field
+
+
+def test_rollouts_are_told_about_where_the_preset_draws_none() -> None:
+    with pytest.raises(ConfigError, match=r"give lambda_rl as well, such as 0\.4"):
+        RefineConfig.preset("fast", group_size=4)
+    assert RefineConfig.preset("fast", group_size=4, lambda_rl=0.2).group_size == 4
+    assert RefineConfig.preset("fast").replace(steps=2, group_size=4).lambda_rl == 0
 
 
 def test_needs_no_torch() -> None:

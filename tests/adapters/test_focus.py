@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import RefineConfig
 from imprint.adapters.document import DocumentReader
+from imprint.adapters.errors import ConfigError
 from imprint.adapters.focus import Focus
 from imprint.adapters.refine import Refiner
 from imprint.models import DeltaNet, LoraDelta, weights_hash

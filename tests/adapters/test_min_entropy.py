@@ -10,8 +10,9 @@ from torch import Tensor
 
 from imprint.adapters.branches import query_step
 from imprint.adapters.calls import run_calls
-from imprint.adapters.config import PRESETS, ConfigError, RefineConfig
+from imprint.adapters.config import PRESETS, RefineConfig
 from imprint.adapters.delta import init_delta
+from imprint.adapters.errors import ConfigError
 from imprint.adapters.policy import StepResult
 from imprint.adapters.reading import read_segments
 from imprint.adapters.rollout import continuations, uncertain_places

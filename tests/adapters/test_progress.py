@@ -16,7 +16,8 @@ import torch
 
 from imprint.adapters.adapter import FORMAT as ADAPTER_FORMAT
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import BRANCHES, RefineConfig
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.config_fields import BRANCHES
 from imprint.adapters.files import FileFolder, ProgressFolder
 from imprint.adapters.progress import FORMAT, Progress
 from imprint.adapters.refine import Refiner

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from imprint.adapters.config import ConfigError, RefineConfig
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.errors import ConfigError
 from imprint.adapters.evaluation.compute import next_token_config, token_passes
 from imprint.adapters.files import ProgressFolder
 from imprint.adapters.focus import Focus

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import BRANCHES, REWARDS, RefineConfig
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.config_fields import BRANCHES, REWARDS
 from imprint.adapters.document import DocumentReader, tokens_sha256
 from imprint.adapters.errors import AdaptationError
 from imprint.adapters.gate import neutral_loss, probe_places, recall_probe

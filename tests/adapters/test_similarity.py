@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import ConfigError, RefineConfig
-from imprint.adapters.errors import AdaptationError
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.errors import AdaptationError, ConfigError
 from imprint.adapters.focus import Focus
 from imprint.adapters.refine import Refiner
 from imprint.adapters.similarity import EncoderError, Similarity, load_encoder, load_similarity
@@ -111,7 +111,7 @@ def test_requests_are_refused_where_the_server_has_none() -> None:
         parse_method(method, preset="default", has_encoder=False)
     assert refusal.value.param == "method.reward"
     with pytest.raises(InvalidRequestError, match="--reward-encoder"):
-        parse_focus(method, has_encoder=False)
+        parse_focus({**method, "lambda_rl": 0.4}, has_encoder=False)
     assert parse_method(method, preset="default", has_encoder=True)["reward"] == "semantic"
 
 

@@ -101,9 +101,24 @@ def test_focus_overrides_are_checked() -> None:
     assert parse_focus(True, has_encoder=False) == {}
     assert parse_focus(False, has_encoder=False) is None
     assert parse_focus({"steps": 2}, has_encoder=False) == {"steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("focus", "param"),
+    [
+        ({"stepz": 2}, "focus.stepz"),
+        # judged by what runs, which is the preset focus: no rollouts, one scope
+        ({"lambda_ntp": 0}, "focus.lambda_rl"),
+        ({"scope": "lora"}, "focus.scope"),
+        ({"reward": "ngram"}, "focus.reward"),
+    ],
+)
+def test_focus_that_cannot_run_or_would_change_nothing_is_refused(
+    focus: dict[str, Any], param: str
+) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        parse_focus({"stepz": 2}, has_encoder=False)
-    assert caught.value.param == "focus.stepz"
+        parse_focus(focus, has_encoder=False)
+    assert caught.value.param == param
 
 
 json_values = st.recursive(

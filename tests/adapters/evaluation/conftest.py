@@ -18,7 +18,6 @@ def setup(tiny_checkpoint):
     tokenizer = load_tokenizer(tiny_checkpoint)
     fast = {
         "steps": 2,
-        "group_size": 2,
         "positions": 2,
         "probe_places": 4,
         "selection": "entropy",
@@ -29,7 +28,7 @@ def setup(tiny_checkpoint):
     return ArmSetup(
         model=load_model(tiny_checkpoint),
         tokenizer=tokenizer,
-        refine=RefineConfig.preset("default", **fast),
+        refine=RefineConfig.preset("default", group_size=2, **fast),
         focus=RefineConfig.preset("focus", **fast),
         retrieval=RetrievalConfig(passage_tokens=32, num_passages=2),
         neutral=load_neutral(tiny_checkpoint, tokenizer),
