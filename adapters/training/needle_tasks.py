@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 
 from imprint.adapters.evaluation.wordings import RULER, TRAINING, Wording, join_words
 from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
@@ -22,6 +23,8 @@ _NUM_ASKED = (1, 2, 3, 4, 4, 4, 4, 4)
 """How many keys a question asks for at once, where it may ask for several."""
 _NUM_VALUES = (2, 3, 4, 4, 4, 4)
 """How many values a key has, where it has several."""
+_NUM_PASSAGES = 4
+"""How many passages are read again before a question, where they are."""
 
 Held = tuple[Wording, str, list[str]]
 """A wording, a key (or several, joined), and its values in the order in which they are asked."""
@@ -102,13 +105,61 @@ class NeedleTasks:
         wordings = [self._wording(rng) for _ in range(rng.randint(1, 3))]
         return self._needles(rng, length, wordings, several=0.4 if len(wordings) == 1 else 0.0)
 
+    def rereads(self, rng: random.Random, length: int) -> Sample:
+        """Needles in prose, where passages around what a question asks for are read again before
+        it; others beside them, and now and then not all that it asks for."""
+        wordings = [RULER if rng.random() < 0.5 else self._wording(rng)]
+        return self._needles(rng, length, wordings, several=0.7, again=True)
+
     def _needles(
-        self, rng: random.Random, length: int, wordings: list[Wording], *, several: float = 0.0
+        self,
+        rng: random.Random,
+        length: int,
+        wordings: list[Wording],
+        *,
+        several: float = 0.0,
+        again: bool = False,
     ) -> Sample:
-        """Up to 16 needles in prose, then questions about all of them.
+        """Up to 16 needles in prose, then questions about all of them; about some where passages
+        are read `again` before each.
 
         The share `several` has more values a key, or more keys a question.
         """
+        held = self._held(rng, length, wordings, several)
+        encode = self.tokenizer.encode_batch
+        groups = self._groups(rng, held, several)
+        passage_tokens = 0
+        if again:
+            groups = rng.sample(groups, min(len(groups), max(length // 768, 1)))
+            passage_tokens = rng.choice((48, 64, 64, 96)) if length > 512 else 48
+        asked = [self._ask(rng, *item) for item in groups]
+        hidden = _merged(rng, [(w, key, value) for w, key, values in held for value in values])
+        needles = encode([" " + w.needle.format(key=key, value=v) for w, key, v in hidden])
+        intro = wordings[0].intro_many if len(needles) > 1 else wordings[0].intro
+        head = self.tokenizer.encode(intro + "\n") if intro and rng.random() < 0.7 else []
+        spent = len(head) + sum(map(len, needles))
+        spent += sum(len(prompt) + sum(map(len, parts)) for prompt, parts in asked)
+        spent += len(groups) * _NUM_PASSAGES * (passage_tokens + 1) if again else 0
+        pieces = self._pieces(rng, length - spent)
+        places = sorted(rng.randint(0, len(pieces)) for _ in needles)
+        for place, needle in reversed(list(zip(places, needles, strict=True))):
+            pieces.insert(place, needle)
+        document = head + [token for piece in pieces for token in piece]
+        offsets = list(accumulate(map(len, pieces), initial=len(head)))
+        starts = [offsets[place + i] for i, place in enumerate(places)]
+        sample = Sample()
+        sample.add(document, PROSE_WEIGHT)
+        for (prompt, parts), (_, _, values) in zip(asked, groups, strict=True):
+            if again:
+                wanted = [s for s, row in zip(starts, hidden, strict=True) if row[2] in values]
+                sample.add(self._again(rng, document, wanted, passage_tokens), 0.0)
+            sample.add(prompt, 0.0)
+            sample.add_answer(parts)
+        return sample
+
+    def _held(
+        self, rng: random.Random, length: int, wordings: list[Wording], several: float
+    ) -> list[Held]:
         many_values = rng.random() >= 0.85 - 0.4 * several
         num_values = rng.choice(_NUM_VALUES) if many_values else 1
         largest = max(min(length // (64 * num_values), 16 // num_values), 1)
@@ -121,24 +172,24 @@ class NeedleTasks:
             for key in sorted(keys)
         ]
         rng.shuffle(held)
-        encode = self.tokenizer.encode_batch
-        asked = [self._ask(rng, *item) for item in self._groups(rng, held, several)]
-        hidden = _merged(rng, [(w, key, value) for w, key, values in held for value in values])
-        needles = encode([" " + w.needle.format(key=key, value=v) for w, key, v in hidden])
-        intro = wordings[0].intro_many if len(needles) > 1 else wordings[0].intro
-        head = self.tokenizer.encode(intro + "\n") if intro and rng.random() < 0.7 else []
-        spent = len(head) + sum(map(len, needles))
-        spent += sum(len(prompt) + sum(map(len, parts)) for prompt, parts in asked)
-        pieces = self._pieces(rng, length - spent)
-        places = sorted(rng.randint(0, len(pieces)) for _ in needles)
-        for place, needle in reversed(list(zip(places, needles, strict=True))):
-            pieces.insert(place, needle)
-        sample = Sample()
-        sample.add(head + [token for piece in pieces for token in piece], PROSE_WEIGHT)
-        for prompt, parts in asked:
-            sample.add(prompt, 0.0)
-            sample.add_answer(parts)
-        return sample
+        return held
+
+    def _again(
+        self, rng: random.Random, document: list[int], wanted: list[int], size: int
+    ) -> list[int]:
+        """Passages of `size` tokens in the document's order, a line each: what begins at `wanted`
+        is somewhere in them, mostly."""
+        last = max(len(document) - size, 0)
+        kept = [start for start in wanted if rng.random() < 0.95]
+        kept = [min(max(start - rng.randint(0, size // 2), 0), last) for start in kept]
+        kept += [rng.randint(0, last) for _ in range(_NUM_PASSAGES - len(kept))]
+        chosen: list[int] = []
+        for start in kept[:_NUM_PASSAGES]:
+            if all(abs(start - other) >= size for other in chosen):
+                chosen.append(start)
+        line_break = self.tokenizer.encode("\n")
+        passages = [[*line_break, *document[start : start + size]] for start in sorted(chosen)]
+        return [token for passage in passages for token in passage]
 
     def _pieces(self, rng: random.Random, room: int) -> list[list[int]]:
         """Sentences as tokens, as many as fit into `room` tokens."""

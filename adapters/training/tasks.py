@@ -43,6 +43,7 @@ class Tasks:
             "dense_lists": needles.dense_lists,
             "lists": needles.lists,
             "queries": needles.queries,
+            "rereads": needles.rereads,
             "tracking": self.tracking,
             "chains": self.chains,
             "questions": self.questions,

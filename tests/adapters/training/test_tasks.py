@@ -14,7 +14,7 @@ from imprint.adapters.training.tasks import PROSE_SHARE, Tasks
 
 KINDS = (
     "repeat", "needles", "ruler", "queries", "dense", "dense_lists", "lists", "pairs",
-    "associations", "prose",
+    "associations", "prose", "rereads",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_the_random_stream_decides_everything(tasks: Tasks, kind: str) -> None:
     assert first.tokens != other.tokens
 
 
-@pytest.mark.parametrize("kind", ["needles", "ruler", "queries", "dense", "dense_lists"])
+@pytest.mark.parametrize("kind", ["needles", "ruler", "queries", "dense", "dense_lists", "rereads"])
 def test_every_answer_stands_in_the_document_before_its_question(tasks: Tasks, kind: str) -> None:
     checked = 0
     for seed in range(30):
@@ -48,6 +48,24 @@ def test_every_answer_stands_in_the_document_before_its_question(tasks: Tasks, k
                 assert number in before
                 checked += 1
     assert checked > 30
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("rereads", 0.5, 1.0), ("queries", 0.0, 0.05)])
+def test_what_is_asked_for_is_read_twice_where_passages_are_read_again(
+    tasks: Tasks, kind: str, low: float, high: float
+) -> None:
+    checked = twice = 0
+    for seed in range(40):
+        sample = tasks.draw(kind, random.Random(seed), 1024)
+        if not (spans := answer_spans(sample.weights)):
+            continue  # this tokenizer's sentences are long: all is cut off
+        start, stop = spans[0]
+        before = tasks.tokenizer.decode(sample.tokens[:start])
+        for number in re.findall(r"\d{3,9}", tasks.tokenizer.decode(sample.tokens[start:stop])):
+            twice += before.count(number) == 2
+            checked += 1
+    assert checked > 20
+    assert low <= twice / checked <= high
 
 
 def test_an_association_is_asked_with_the_value_that_its_key_has(tasks: Tasks) -> None:
