@@ -114,6 +114,12 @@ class RefineConfig:
     """Tokens after a match of a question term that it makes relevant, the nearest ones most."""
     focus_spread: float = 0.25
     """Share of positions drawn from before the matches as well: answers may stand there, too."""
+    focus_passages: int = 4
+    """Passages with the most relevant places, read again before a question that is studied for; 0:
+    none. What a full memory mixes up it has just seen once more, at a cost that does not depend on
+    the document's length."""
+    focus_passage_tokens: int = 64
+    """Tokens of such a passage."""
     patience: int = 3
     """Probes in a row without improvement after which the steps stop."""
     probe_places: int = 32
@@ -269,6 +275,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "rollout_length": 10,
         "cue_tokens": 12,
         "lora_targets": (),
+        # the passages say what is asked for, half of a delta drops values from lists of it
+        "blend_factors": (0.25, 0.125),
     },
     # arXiv 2602.16704, test time. The paper trains every weight (scope full); here it is lora, the
     # widest scope that is served. The numbers are for parity, and no good serving defaults.

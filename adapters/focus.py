@@ -1,7 +1,8 @@
 """Studies a document for known questions: they choose the positions, each has a delta of its own.
+They also choose passages, which are read once more before the question is.
 
 Works from the document-end state alone, with recall branches in scope `query_lora`: a step costs
-some hundred tokens per question whatever the document's length, and nothing is read again.
+some hundred tokens per question whatever the document's length, and so do the passages.
 Shapes: Q = questions, N = positions of a question, T = document tokens.
 """
 
@@ -25,7 +26,7 @@ from imprint.adapters.gate import ProbeResult, judge, probe_call
 from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
-from imprint.adapters.selection import focus_positions, relevance
+from imprint.adapters.selection import focus_positions, relevance, relevant_passages
 from imprint.adapters.similarity import Similarity, check_reward
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
@@ -45,6 +46,8 @@ class FocusResult:
     probe_after: float | None
     reward_first: float | None
     reward_last: float | None
+    passage_tokens: int
+    """Document tokens that are read again before the question, whatever the gate says."""
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,10 +69,13 @@ class Focus:
         *,
         seed: int = 0,
         similarity: Similarity | None = None,
+        line_break: Sequence[int] = (),
     ) -> None:
+        """`line_break`: tokens before each passage that is read again."""
         check_focus(config)
         check_reward(config, similarity)
         self._similarity = similarity
+        self._line_break = list(line_break)
         if not questions:
             raise ValueError("focus needs at least one question")
         self.model, self.adapter, self.config, self.seed = model, adapter, config, seed
@@ -78,6 +84,9 @@ class Focus:
         self.delta: LoraDelta | None = None
         """The deltas of all questions, in order; where the gate refused, what the adapter had."""
         self.results: list[FocusResult] = []
+        self.passages: list[list[int]] = []
+        """What is read before each question's prompt, from the document's end: the passages that
+        have to do with it, in the document's order."""
 
     def run(self) -> Quanta:
         """`study`, with each call run alone; yields a quantum for each."""
@@ -92,10 +101,11 @@ class Focus:
             score = partial(relevance, self.adapter.tokens_T, question, window=window)
             call = AloneCall(Work("select"), score)
             scores.append((yield from self.usage.run(ask(call), 0, self.config.steps)))
+        self.passages = [self._passages(score_T) for score_T in scores]
         probe_QN = self._positions(scores, _PROBE_STEP)
         if probe_QN.shape[1] == 0:
             self.delta = start.detach()
-            self.results = [self._unchanged("the document is too short") for _ in self.questions]
+            self.results = [self._unchanged(passages) for passages in self.passages]
             return
         before = yield from self._probe(probe_QN, start, 0)
         delta = start.clone().detach().requires_grad_()
@@ -137,6 +147,15 @@ class Focus:
             return fresh
         # what the document's own study learnt is where the questions' begins
         return LoraDelta.stack([self.adapter.delta] * len(self.questions)).joined(fresh.detach())
+
+    def _passages(self, score_T: Tensor) -> list[int]:
+        tokens, size = self.adapter.tokens_T.tolist(), self.config.focus_passage_tokens
+        starts = relevant_passages(score_T, self.config.focus_passages, size)
+        return [
+            token
+            for start in starts
+            for token in (*self._line_break, *tokens[start : start + size])
+        ]
 
     def _positions(self, scores: list[Tensor], step: int) -> Tensor:
         rows = [
@@ -197,12 +216,13 @@ class Focus:
                     probe_after=probe.mean,
                     reward_first=None if rewards[0] is None else float(rewards[0][i]),
                     reward_last=None if rewards[-1] is None else float(rewards[-1][i]),
+                    passage_tokens=len(self.passages[i]),
                     reason=verdict.reason if finite else "a gradient was not finite",
                 )
         self.results = [results[i] for i in range(start.num)]
         self.delta = LoraDelta.stack(kept)
 
-    def _unchanged(self, reason: str) -> FocusResult:
+    def _unchanged(self, passages: list[int]) -> FocusResult:
         return FocusResult(
             adapted=False,
             steps=0,
@@ -211,7 +231,8 @@ class Focus:
             probe_after=None,
             reward_first=None,
             reward_last=None,
-            reason=reason,
+            passage_tokens=len(passages),
+            reason="the document is too short",
         )
 
 

@@ -185,6 +185,26 @@ def relevance(document: Tensor | list[int], question: list[int], *, window: int)
     return score_T / peak if peak > 0 else score_T
 
 
+def relevant_passages(relevance_T: Tensor, num: int, size: int) -> list[int]:
+    """Starts of up to `num` passages of `size` tokens around the most relevant places, ascending.
+
+    Each has such a place in its middle, so that an answer may stand on either side of it, as far as
+    the document's ends and the other passages leave room. Fewer where no other place is relevant.
+    """
+    left_T = relevance_T.clone()
+    last = max(len(left_T) - size, 0)
+    starts: list[int] = []
+    while len(starts) < num and bool((left_T > 0).any()):
+        start = int(left_T.argmax()) - size // 2
+        before = max((other for other in starts if other <= start), default=start - size)
+        start = max(start, before + size)
+        after = min((other for other in starts if other > start), default=start + size)
+        start = min(max(min(start, after - size), 0), last)
+        starts.append(start)
+        left_T[start : start + size] = 0.0
+    return sorted(starts)
+
+
 def _run_codes(tokens_T: Tensor, width: int, base: int) -> Tensor:
     """One number for every run of `width` tokens, held at its last token: [T - width + 1]."""
     powers = base ** torch.arange(width - 1, -1, -1)

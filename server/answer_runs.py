@@ -171,7 +171,12 @@ class AnswerRuns:
             return
         assert task.adapter is not None
         task.focus = studies.begin_focus(
-            around.model, task.adapter, task.message, task.config, around.similarity
+            around.model,
+            task.adapter,
+            task.message,
+            task.config,
+            line_break=around.tokenizer.encode("\n", continues=True),
+            similarity=around.similarity,
         )
         task.course = Course(task.focus.study())
         num_tokens = task.config.steps * studies.step_tokens(0, task.config)
@@ -222,6 +227,7 @@ class AnswerRuns:
             if focus is not None and focus.delta is not None:
                 answer.focus = focus.results[i]
                 answer.delta = focus.delta.slice(i, i + 1)
+                answer.sequence.context = focus.passages[i]
             answer.sequence.slot = self._slots.allocate(adapter.state if adapter else None)
             # the scheduler reserved a slot for every sequence when it admitted the request
             assert answer.sequence.slot is not None
@@ -275,7 +281,7 @@ class AnswerRuns:
     def _append(self, task: RequestTask, answer: Answer, token: int) -> None:
         sequence = answer.sequence
         sequence.tokens.append(token)
-        task.trace.token(sequence.sequence_id, self._around.clock(), len(sequence.prompt))
+        task.trace.token(sequence.sequence_id, self._around.clock(), sequence.num_given)
         if token == self._around.tokenizer.eos_id:
             self._finish(task, answer, "stop")
             return

@@ -181,7 +181,16 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "adapted": True,
                 "finish_reason": "stop",
                 "usage": _USAGE,
-                "focus": {"accepted": True},
+                "focus": {
+                    "steps": 8,
+                    "alpha": 0.5,
+                    "probe_before": 2.51,
+                    "probe_after": 1.16,
+                    "reward_first": None,
+                    "reward_last": None,
+                    "passage_tokens": 260,
+                    "reason": "recall improved",
+                },
             }
         ],
         "usage": _USAGE,

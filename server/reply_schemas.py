@@ -181,6 +181,23 @@ class Usage(Reply):
     prompt_tokens_details: PromptDetails
 
 
+class FocusOutcome(Reply):
+    """How the study for one question went. Probes: nats per token at places near its words."""
+
+    steps: int
+    alpha: float | None
+    """How far towards what was learnt the delta went; null where the gate kept nothing."""
+    probe_before: float | None
+    probe_after: float | None
+    reward_first: float | None
+    """Mean reward of the first step's rollouts; null where there were none."""
+    reward_last: float | None
+    passage_tokens: int
+    """Of passages that were read again before the question."""
+    reason: str
+    """What the gate said."""
+
+
 class Answer(Reply):
     """One question's outcome."""
 
@@ -191,8 +208,8 @@ class Answer(Reply):
     """Whether adapted weights answered; otherwise the base weights did."""
     finish_reason: str
     usage: Usage
-    focus: dict[str, Any] | None
-    """How the study for this question went."""
+    focus: FocusOutcome | None
+    """How the study for this question went; null where there was none."""
 
 
 class Answers(Reply):
@@ -253,64 +270,6 @@ class ChatCompletion(Reply):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-
-
-class Rollout(Reply):
-    """What the model wrote at a position, and how well that was."""
-
-    text: str
-    reward: float
-
-
-class StudiedPosition(Reply):
-    """A place where a step tried itself."""
-
-    position: int
-    cue: str
-    truth: str
-    rollouts: list[Rollout]
-
-
-class StudyStep(Reply):
-    """What one step tried."""
-
-    step: int
-    num_positions: int
-    positions: list[StudiedPosition]
-
-
-class StudySteps(Page[StudyStep]):
-    """Steps of a study."""
-
-    adaptation: str
-    num_tokens: int
-
-
-class StudyProfile(Reply):
-    """A document's entropies in few numbers, in nats."""
-
-    object: Literal["study.profile"]
-    adaptation: str
-    num_tokens: int
-    entropy_mean: float
-    low: float
-    high: float
-    """Nine of ten tokens lie between `low` and `high`."""
-    entropies: list[float]
-    """Means of pieces of equal length, in order."""
-
-
-class StudyTokens(Reply):
-    """A document token by token."""
-
-    object: Literal["study.tokens"]
-    adaptation: str
-    num_tokens: int
-    first: int
-    texts: list[str]
-    entropies: list[float | None]
-    """Of the model before each token, in nats; null for the first one."""
-    has_more: bool
 
 
 class Model(Reply):

@@ -56,6 +56,8 @@ class Sequence:
     request_id: str
     sequence_id: str
     prompt: Seq[int]
+    context: Seq[int] = ()
+    """Passages of the document that are read before the prompt, where a focus run chose some."""
     seed: int = 0
     max_tokens: int
     slot: SlotHandle | None = None
@@ -75,15 +77,20 @@ class Sequence:
 
     @property
     def num_unread(self) -> int:
-        """Tokens still to be prefilled: of the prompt, and of what is read again."""
-        return len(self.prompt) + self.num_reread - self.num_prefilled
+        """Tokens still to be prefilled: of context and prompt, and of what is read again."""
+        return self.num_given + self.num_reread - self.num_prefilled
+
+    @property
+    def num_given(self) -> int:
+        """Tokens of context and prompt."""
+        return len(self.context) + len(self.prompt)
 
     def piece(self, num_tokens: int) -> list[int]:
         """The next tokens to prefill, at most so many."""
-        first, last = self.num_prefilled, self.num_prefilled + num_tokens
-        start = len(self.prompt)
-        again = self.tokens[: self.num_reread]
-        return [*self.prompt[first:last], *again[max(first - start, 0) : max(last - start, 0)]]
+        first = self.num_prefilled
+        return [*self.context, *self.prompt, *self.tokens[: self.num_reread]][
+            first : first + num_tokens
+        ]
 
     def read_again(self) -> None:
         """Its slot was lost and is at the document's end again: everything since is unread."""

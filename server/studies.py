@@ -3,7 +3,7 @@
 Knows the adapters package and the messages; knows nothing of scheduling or sockets.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,19 @@ def begin_focus(
     adapter: Adapter,
     generate: Generate,
     config: RefineConfig,
+    *,
+    line_break: Sequence[int],
     similarity: Similarity | None = None,
 ) -> Focus:
     """The focus run of all prompts of a request."""
-    questions = [prompt.tokens for prompt in generate.prompts]
     return Focus(
-        model, adapter, questions, config, seed=generate.prompts[0].seed, similarity=similarity
+        model,
+        adapter,
+        [prompt.tokens for prompt in generate.prompts],
+        config,
+        seed=generate.prompts[0].seed,
+        similarity=similarity,
+        line_break=line_break,
     )
 
 

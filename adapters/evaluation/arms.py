@@ -140,7 +140,7 @@ class CaseArms:
         return self._answer_candidate(self._study, candidate)
 
     def focus(self) -> ArmAnswers:
-        """Read once, then a delta for each question."""
+        """Read once, then a delta and passages read again for each question."""
         reading = self._reading
         begin = time.perf_counter()
         focus = Focus(
@@ -150,13 +150,14 @@ class CaseArms:
             self.setup.focus,
             seed=self.seed,
             similarity=self.setup.similarity,
+            line_break=self._line_break,
         )
         _finish(focus.run())
         seconds = reading.seconds + time.perf_counter() - begin
         passes = reading.token_passes + token_passes(focus.usage)
         return self._answer(
             _Done(focus, seconds, passes),
-            self.prompts,
+            [[*read, *prompt] for read, prompt in zip(focus.passages, self.prompts, strict=True)],
             reading.value.state,
             focus.delta,
             num_adapted=sum(result.adapted for result in focus.results),
@@ -222,11 +223,15 @@ class CaseArms:
             detail=detail,
         )
 
+    @property
+    def _line_break(self) -> list[int]:
+        return self.setup.tokenizer.encode("\n", continues=True)
+
     def _answer_passages(self, num: int, *, after: bool) -> ArmAnswers:
         begin = time.perf_counter()
         tokenizer = self.setup.tokenizer
         index = PassageIndex(self.document, tokenizer.decode, self.setup.retrieval)
-        line_break = tokenizer.encode("\n", continues=True)
+        line_break = self._line_break
         prompts = []
         for prompt in self.prompts:
             passages = index.best(tokenizer.decode(prompt), num)

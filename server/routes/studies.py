@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from imprint.server.auth import Owner
-from imprint.server.reply_schemas import StudyProfile, StudySteps, StudyTokens
 from imprint.server.routes.described import described
 from imprint.server.services import FromApp
+from imprint.server.study_schemas import StudyProfile, StudySteps, StudyTokens
 
 router = APIRouter(prefix="/v1/adaptations/{id}/study")
 

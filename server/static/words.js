@@ -208,12 +208,18 @@ export function answerVerdict(answer, adaptation) {
       : ` Recall near the question\u2019s words: ${number(focus.probe_before)} \u2192 ` +
         `${number(focus.probe_after)} nats (lower is surer).`;
     const steps = count(focus.steps, "step");
+    const again = focus.passage_tokens
+      ? ` Passages near its words (${count(focus.passage_tokens, "token")}) were read again before it.`
+      : "";
     return adapted
-      ? { tone: "good", text: `Studied for this question in ${steps}, and the gate kept it.${probe}` }
+      ? {
+          tone: "good",
+          text: `Studied for this question in ${steps}, and the gate kept it.${probe}${again}`,
+        }
       : {
           tone: "warn",
           text: `Studied for this question in ${steps}, but the gate refused (${focus.reason}): ` +
-            `this is the answer without it.${probe}`,
+            `this is the answer without it.${probe}${again}`,
         };
   }
   if (adapted) return { tone: "good", text: "Uses what the study of the document left." };

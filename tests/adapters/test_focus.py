@@ -261,3 +261,21 @@ def test_runs_the_same_where_the_caller_switched_gradients_off(
     assert right is not None
     for got, expected in zip(focus.delta.parameters(), right.parameters(), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_passages_are_the_documents_own_and_each_questions_own(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    config = config.replace(focus_passages=2, focus_passage_tokens=8)
+    questions = [document[30:36], document[8:14]]
+    focus = focused(tiny_model, read_adapter, questions, config, line_break=[5])
+    text = " ".join(map(str, document))
+    for passages, question, result in zip(focus.passages, questions, focus.results, strict=True):
+        pieces = [passages[i : i + 9] for i in range(0, len(passages), 9)]
+        assert all(piece[0] == 5 and len(piece) == 9 for piece in pieces)
+        assert all(" ".join(map(str, piece[1:])) in text for piece in pieces)
+        assert any(question[-1] in piece[1:] for piece in pieces)
+        assert result.passage_tokens == len(passages)
+    assert focus.passages[0] != focus.passages[1]
+    none = focused(tiny_model, read_adapter, questions, config.replace(focus_passages=0))
+    assert none.passages == [[], []]

@@ -14,6 +14,7 @@ from imprint.adapters.selection import (
     allowed_positions,
     focus_positions,
     relevance,
+    relevant_passages,
     select_positions,
     smooth_entropy,
     write_positions,
@@ -162,6 +163,38 @@ def test_focus_on_short_documents(length: int) -> None:
     config = RefineConfig(selection="entropy", positions=4, rollout_length=5)
     positions = focus_positions(entropy(length), torch.zeros(length), config, seed=0, step=0)
     assert len(positions) == max(0, min(4, length - 5))
+
+
+def test_passages_stand_around_what_is_most_relevant() -> None:
+    scores = torch.zeros(400)
+    scores[[40, 41, 200, 396]] = torch.tensor([0.9, 0.8, 0.5, 1.0])
+    assert relevant_passages(scores, 2, 32) == [24, 368]  # 396 - 16 would reach over the end
+    assert relevant_passages(scores, 9, 32) == [24, 184, 368]  # no more is relevant
+    assert relevant_passages(scores, 0, 32) == []
+    assert relevant_passages(torch.zeros(400), 4, 32) == []
+    assert relevant_passages(torch.tensor([0.0, 1.0]), 4, 32) == [0]
+    assert relevant_passages(torch.zeros(0), 4, 32) == []
+
+
+def test_passages_move_aside_so_that_neighbours_are_whole() -> None:
+    scores = torch.zeros(400)
+    scores[[100, 118, 82]] = torch.tensor([1.0, 0.9, 0.8])
+    assert relevant_passages(scores, 3, 32) == [52, 84, 116]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), max_size=200), st.integers(0, 6), st.integers(1, 40))
+def test_passages_of_any_document(values: list[float], num: int, size: int) -> None:
+    scores = torch.tensor(values)
+    starts = relevant_passages(scores, num, size)
+    assert starts == sorted(starts)
+    assert len(starts) <= num
+    assert all(0 <= start <= max(len(values) - size, 0) for start in starts)
+    covered = {place for start in starts for place in range(start, start + size)}
+    missed = [value for place, value in enumerate(values) if place not in covered]
+    assert len(starts) == num or not any(missed)
+    if starts:
+        assert int(scores.argmax()) in covered
 
 
 def written(length: int, *places: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
 DOCUMENT = "The canary lives in the third house. " * 20
-LONG: dict[str, Any] = {"type": "refine", "steps": 24, "patience": 1000, "group_size": 2}
+LONG: dict[str, Any] = {"type": "refine", "steps": 12, "patience": 1000, "group_size": 2}
 ENDLESS = {**LONG, "steps": 1000}
 NUM_PROMPTS = 32
 LONG_ANSWER = {  # a random model ends some of the texts early, and some late

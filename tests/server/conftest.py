@@ -12,10 +12,24 @@ import httpx
 import pytest
 import uvicorn
 
+from imprint.adapters.focus import FocusResult
 from imprint.server import messages
 from imprint.server.app import create_app
 from imprint.server.config import Settings
 from imprint.server.protocol import uvicorn_config
+
+FOCUSED = FocusResult(
+    adapted=True,
+    steps=4,
+    alpha=0.25,
+    probe_before=2.5,
+    probe_after=1.5,
+    reward_first=None,
+    reward_last=None,
+    passage_tokens=260,
+    reason="recall improved",
+)
+"""How a study for a question went, of every answer that asks for one."""
 
 Message = messages.AdaptationMessage | messages.RequestMessage
 
@@ -169,7 +183,7 @@ class FakePool:
                     finish_reason="stop",
                     usage={"prompt_tokens": 3, "completion_tokens": 4, "document_tokens": 5},
                     adapted=work.focus is not None,
-                    focus={"steps": 4} if work.focus is not None else None,
+                    focus=FOCUSED.to_dict() if work.focus is not None else None,
                 )
             )
         return said

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from imprint.adapters.config import RefineConfig
+from imprint.adapters.selection import relevance, relevant_passages
 from imprint.models import prefill
 from imprint.models.generate import generate_greedy
 from imprint.server.messages import (
@@ -103,6 +105,33 @@ def test_each_question_decodes_with_its_own_focus(make_rig: Callable[..., Rig]) 
         rig.ask(f"one{i}", "a", prompts=[prompt], focus=focus)
         assert tokens_of(rig.run(), f"q{i}") == tokens_of(both, f"q{i}")
     assert rig.engine.stats().requests_waiting == rig.engine.stats().slots_used == 0
+
+
+@pytest.mark.parametrize("num_passages", [2, 0])
+def test_passages_of_a_focus_are_read_before_the_prompt(
+    make_rig: Callable[..., Rig], num_passages: int
+) -> None:
+    rig = make_rig()
+    document = rig.tokenizer.encode(TEXTS[0])
+    rig.study("a", TEXTS[0])
+    question = rig.prompt(f"Where? {TEXTS[0][40:60]}")
+    focus = {"steps": 1, "focus_passages": num_passages, "focus_passage_tokens": 16}
+    focus |= {"probe_margin": 100.0}  # the gate refuses the delta: what is left is the reading
+    rig.ask("r", "a", prompts=[question], focus=focus)
+    said = rig.run()
+    scores = relevance(document, question.tokens, window=RefineConfig.preset("focus").focus_window)
+    read = [
+        token
+        for start in relevant_passages(scores, num_passages, 16)
+        for token in (*rig.tokenizer.encode("\n"), *document[start : start + 16])
+    ]
+    assert len(read) == num_passages * 17
+    _, state = prefill(rig.model, torch.tensor([document]))
+    prompt = torch.tensor([[*read, *question.tokens]])
+    assert tokens_of(said) == generate_greedy(rig.model, prompt, state, num_tokens=8)[0].tolist()
+    done = one(said, SequenceDone)
+    assert (done.adapted, done.focus["passage_tokens"]) == (False, len(read))
+    assert done.usage["prompt_tokens"] == len(question.tokens)
 
 
 @pytest.mark.parametrize(
