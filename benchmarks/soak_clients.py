@@ -24,7 +24,7 @@ PROSE = (
 KEYS = ("lantern", "anchor", "ledger", "violin", "compass", "kettle", "saddle", "mirror")
 METHODS: tuple[dict[str, Any], ...] = (
     {"type": "read"},
-    {"type": "refine", "preset": "fast", "steps": 1, "positions": 2, "group_size": 2},
+    {"type": "refine", "preset": "fast", "steps": 1, "positions": 2},
 )
 BASE = {
     "model": "imprint-tiny",

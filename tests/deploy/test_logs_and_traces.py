@@ -97,7 +97,7 @@ def told(
 def use(http: httpx.Client, adapters: Path) -> None:
     """An answer, and everything that may go wrong with a document in hand."""
     ask = {"document": DOCUMENT, "questions": [f"Who says {CANARY}?"], "max_tokens": 4}
-    focus = {"steps": 1, "group_size": 2}
+    focus = {"steps": 1}
     reply = http.post("/v1/answers", json={**ask, "focus": focus}, headers=HEADERS)
     assert reply.is_success, reply.text
     text = json.dumps({"document": DOCUMENT})

@@ -129,7 +129,7 @@ def put_load_on(live: Live) -> None:
     job = http.post("/v1/adaptations", json={"document": DOCUMENT, "method": STUDY}).json()
     sse = {"Accept": "text/event-stream"}
     assert "[DONE]" in http.get(f"/v1/adaptations/{job['id']}/events", headers=sse).text
-    focus = {"steps": 1, "group_size": 2}
+    focus = {"steps": 1}
     asked = {"adaptation": job["id"], "questions": ["Which number?"] * 2, "focus": focus}
     assert http.post("/v1/answers", json={**asked, "max_tokens": 12}).is_success
     complete = {"model": "tiny", "prompt": ["a", "bc"], "max_tokens": 12, "stream": True}

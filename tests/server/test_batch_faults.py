@@ -42,6 +42,7 @@ REFINE: dict[str, Any] = {
     "learning_rate": 0.05, "probe_confidence": 0.0, "neutral_margin": 100.0,
 }  # fmt: skip
 FOCUS = {name: value for name, value in REFINE.items() if name not in ("type", "neutral_margin")}
+FOCUS |= {"lambda_rl": 0.4}  # with rollouts, which its preset has not
 TEXT = "Anna hid the key under the third stone by the well, and nobody but the dog saw it. " * 5
 POISON = 255
 """A token that no text here has."""

@@ -111,9 +111,12 @@ def test_what_the_gate_refuses_is_answered_by_the_base_and_without_gate_not(make
 def test_a_document_too_short_to_study_is_answered_by_the_base(make):
     arms = make(text="Rain.")
     texts = arms.run("base").texts
-    for arm in ("adapted", "ungated", "focus", "ntp_only"):
+    for arm in ("adapted", "ungated", "ntp_only"):
         answers = arms.run(arm)
         assert (answers.texts, answers.num_adapted) == (texts, 0)
+    focus = arms.run("focus")  # reads it again, but learns nothing
+    assert focus.num_adapted == 0
+    assert any(question["passage_tokens"] > 0 for question in focus.detail["questions"])
 
 
 def test_an_empty_document_is_refused(make):
