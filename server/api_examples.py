@@ -183,7 +183,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "usage": _USAGE,
                 "focus": {
                     "steps": 8,
-                    "alpha": 0.5,
+                    "alpha": 0.25,
                     "probe_before": 2.51,
                     "probe_after": 1.16,
                     "reward_first": None,

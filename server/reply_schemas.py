@@ -169,7 +169,7 @@ class PromptDetails(Reply):
     """Of the prompt's tokens."""
 
     cached_tokens: int
-    """Those of the document, which is not read again."""
+    """Those of the document, which is not read again as a whole."""
 
 
 class Usage(Reply):

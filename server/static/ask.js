@@ -26,7 +26,7 @@ export class Ask {
     el("div", { class: "row ask-row" }, this.question, this.button),
     el("p", { class: "check" }, this.focus,
       el("label", { for: "focus" }, "Study the document for this question before answering ",
-        el("span", { class: "hint" }, "(focus; a few hundred tokens of work)"))),
+        el("span", { class: "hint" }, "(focus; some thousand tokens of work)"))),
     this.error);
     this.element = el("section", { class: "card ask", "aria-labelledby": "ask-title" },
       el("h2", { id: "ask-title" }, "Ask"), form, this.answers);
