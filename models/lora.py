@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imprint.models.kernels.lora import lora_add_triton, lora_side, runs_on_triton
+from imprint.models.kernels.lora import lora_add, lora_add_triton, lora_side, runs_on_triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +179,13 @@ class LoraDelta:
     def add(self, name: str, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
         """y + B A x in the dtype of `y_BTO`; y itself where `name` is not a target."""
         pair = self._pair(name, x_BTI)
-        if pair is not None and runs_on_triton(x_BTI, pair[0]):
+        if pair is None:
+            return y_BTO
+        if runs_on_triton(x_BTI, pair[0]):
             return self._on_triton(y_BTO, x_BTI, *pair)
-        side_BTO = self.apply(name, x_BTI)
-        return y_BTO if side_BTO is None else (y_BTO + side_BTO).to(y_BTO.dtype)
+        shape, num = y_BTO.shape, len(pair[0])
+        y_QNO = y_BTO.reshape(num, -1, shape[-1])
+        return lora_add(y_QNO, x_BTI.reshape(num, -1, x_BTI.shape[-1]), *pair).view(shape)
 
     def _on_triton(
         self, y_BTO: Tensor | None, x_BTI: Tensor, a_QRI: Tensor, b_QOR: Tensor

@@ -4,7 +4,6 @@ Knows deltas and rows by number; knows nothing of slots or sampling. Deltas diff
 targets; the smaller ones are padded with zeros, which add nothing, while that costs less memory
 traffic than a batch of its own. Limit: what has left a batch stays in the buffers until it is
 overwritten, or until `forget`.
-Shapes: Q = rows of the buffers, R = rank, I / O = input / output width of a projection.
 """
 
 from collections.abc import Sequence as Seq
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from imprint.models import LoraDelta
 
-Views = tuple[Tensor, ...]
 Widths = dict[str, tuple[int, int]]
 """Input and output width of each target."""
 
@@ -42,7 +40,11 @@ class Shape:
         return self.rank * sum(sum(widths[name]) for name in self.targets)
 
 
+KEPT_BYTES = 2**26
+"""The largest buffers that stay while nothing decodes."""
 NOTHING = Shape(0, ())
+NEVER_FILLED = LoraDelta({}, {})
+"""What stands for the delta of a row that holds none yet, not even the zeros of no delta."""
 
 
 def split(deltas: Seq[LoraDelta | None], widths: Widths, model_floats: int) -> list[list[int]]:
@@ -81,14 +83,21 @@ class DeltaRows:
         self._shape = NOTHING
         self._held: list[LoraDelta | None] = []
         self._buffers: LoraDelta | None = None
-        self._places: list[tuple[str, Views, Views]] = []
-        """Of each target, every row's place in the two buffers, as a view."""
         self._given: LoraDelta | None = None
 
     def forget(self) -> None:
         """Drop every copy of a delta."""
-        self._shape, self._held, self._places = NOTHING, [], []
+        self._shape, self._held = NOTHING, []
         self._buffers = self._given = None
+
+    def rest(self) -> None:
+        """Let the deltas go, and large buffers; small ones stay, to be filled again.
+
+        New memory costs a CPU about as much as what is then written to it.
+        """
+        if self._buffers is not None and self._buffers.nbytes > KEPT_BYTES:
+            self.forget()
+        self._held = [NEVER_FILLED] * len(self._held)
 
     def order(self, deltas: Seq[LoraDelta | None]) -> list[int]:
         """Row numbers, such that as many rows as can be stand where their delta lies already."""
@@ -106,6 +115,7 @@ class DeltaRows:
         rest = iter(homeless)
         return [next(rest) if i < 0 else i for i in order]
 
+    @torch.no_grad()
     def stack(self, deltas: Seq[LoraDelta | None]) -> LoraDelta | None:
         """One delta a row, in this order; a single one if all rows have the same; None if none.
 
@@ -114,50 +124,74 @@ class DeltaRows:
         first = deltas[0]
         if all(delta is first for delta in deltas):
             return first
+        distinct = {id(delta): delta for delta in deltas if delta is not None}
+        shapes = {key: Shape.of(delta) for key, delta in distinct.items()}
         shape = NOTHING
-        for delta in {id(delta): delta for delta in deltas if delta is not None}.values():
-            shape = shape.joined(Shape.of(delta))
+        for found in shapes.values():
+            shape = shape.joined(found)
         if shape != self._shape or len(deltas) > len(self._held):
-            self._allocate(shape, len(deltas), next(d for d in deltas if d is not None))
+            self._allocate(shape, len(deltas), next(iter(distinct.values())))
         assert self._buffers is not None
         changed = [i for i, delta in enumerate(deltas) if self._held[i] is not delta]
+        whole = [i for i in changed if shapes.get(id(deltas[i])) == shape]
+        for run in _runs(whole):
+            _fill(self._buffers, run.start, [distinct[id(deltas[i])] for i in run])
+        for i in set(changed).difference(whole):
+            _pad(self._buffers, i, deltas[i])
         for i in changed:
-            self._place(i, deltas[i])
+            self._held[i] = deltas[i]
         if changed or self._given is None or self._given.num != len(deltas):
             self._given = self._buffers.slice(0, len(deltas))
         return self._given
 
     def _allocate(self, shape: Shape, num: int, like: LoraDelta) -> None:
-        """Buffers of zeros for `num` rows and some more, in place of the old ones."""
+        """Buffers for `num` rows and some more, in place of the old ones, whose rows they take
+        over where they are of this shape."""
+        held = self._held if shape == self._shape else []
         rows = max(num, min(2 * len(self._held), 2 * num))
         sample = like.parameters()[0]
         a, b = {}, {}
         for name in shape.targets:
             width_in, width_out = self._widths[name]
-            a[name] = sample.new_zeros(rows, shape.rank, width_in)
-            b[name] = sample.new_zeros(rows, width_out, shape.rank)
-        self._shape, self._held = shape, [None] * rows
-        self._buffers, self._given = LoraDelta(a, b), None
-        ones = [1] * rows
-        self._places = [
-            (name, a[name].split_with_sizes(ones), b[name].split_with_sizes(ones))
-            for name in shape.targets
-        ]
+            a[name] = sample.new_empty(rows, shape.rank, width_in)
+            b[name] = sample.new_empty(rows, width_out, shape.rank)
+        buffers = LoraDelta(a, b)
+        if held and self._buffers is not None:
+            pairs = zip(buffers.parameters(), self._buffers.parameters(), strict=True)
+            for mine, theirs in pairs:
+                mine[: len(held)] = theirs
+        self._shape, self._buffers, self._given = shape, buffers, None
+        self._held = held + [NEVER_FILLED] * (rows - len(held))
 
-    @torch.no_grad()
-    def _place(self, row: int, delta: LoraDelta | None) -> None:
-        for name, places_a, places_b in self._places:
-            _put(places_a[row], None if delta is None else delta.a.get(name))
-            _put(places_b[row], None if delta is None else delta.b.get(name))
-        self._held[row] = delta
+
+def _runs(rows: Seq[int]) -> list[range]:
+    """Ascending numbers as ranges without gaps."""
+    runs: list[range] = []
+    for row in rows:
+        if runs and runs[-1].stop == row:
+            runs[-1] = range(runs[-1].start, row + 1)
+        else:
+            runs.append(range(row, row + 1))
+    return runs
+
+
+def _fill(buffers: LoraDelta, first: int, deltas: Seq[LoraDelta]) -> None:
+    """Overwrite rows from `first` on with deltas of the buffers' shape: few calls, many rows."""
+    last = first + len(deltas)
+    for name, place in buffers.a.items():
+        torch.cat([delta.a[name] for delta in deltas], out=place[first:last])
+    for name, place in buffers.b.items():
+        torch.cat([delta.b[name] for delta in deltas], out=place[first:last])
+
+
+def _pad(buffers: LoraDelta, row: int, delta: LoraDelta | None) -> None:
+    """Overwrite a row with a smaller delta, or with none, and with zeros around it."""
+    for name in buffers.a:
+        _put(buffers.a[name][row : row + 1], None if delta is None else delta.a.get(name))
+        _put(buffers.b[name][row : row + 1], None if delta is None else delta.b.get(name))
 
 
 def _put(place: Tensor, tensor: Tensor | None) -> None:
-    """Overwrite a place [1, ...] with a smaller or equal tensor, the rest of it with zeros."""
-    if tensor is None:
-        place.zero_()
-        return
-    if tensor.shape != place.shape:
-        place.zero_()
-        place = place[:, : tensor.shape[1], : tensor.shape[2]]
-    place.copy_(tensor)
+    place.zero_()
+    if tensor is not None:
+        place[:, : tensor.shape[1], : tensor.shape[2]] = tensor

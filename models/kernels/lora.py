@@ -18,7 +18,22 @@ _MAX_TRITON_RANK = 256  # a tile holds the whole rank; adapters have far smaller
 
 def lora_side(x_STI: Tensor, a_QRI: Tensor, b_QOR: Tensor) -> Tensor:
     """B A x where segment s takes delta s (S = Q): [S, T, O] in the deltas' dtype. Plain torch."""
-    return (x_STI.to(a_QRI.dtype) @ a_QRI.mT) @ b_QOR.mT
+    return _shrunk(x_STI, a_QRI) @ b_QOR.mT
+
+
+def lora_add(base_STO: Tensor, x_STI: Tensor, a_QRI: Tensor, b_QOR: Tensor) -> Tensor:
+    """base + B A x in the dtype of `base_STO`, as `lora_side` has B A x. Plain torch."""
+    if base_STO.dtype != a_QRI.dtype:
+        return (base_STO + lora_side(x_STI, a_QRI, b_QOR)).to(base_STO.dtype)
+    return torch.baddbmm(base_STO, _shrunk(x_STI, a_QRI), b_QOR.mT)
+
+
+def _shrunk(x_STI: Tensor, a_QRI: Tensor) -> Tensor:
+    """A x [S, T, R]."""
+    x_STI = x_STI.to(a_QRI.dtype)
+    if x_STI.shape[1] == 1:  # as products of A with a column, which reads A faster on a CPU
+        return (a_QRI @ x_STI.mT).mT
+    return x_STI @ a_QRI.mT
 
 
 def runs_on_triton(x: Tensor, a_QRI: Tensor) -> bool:
