@@ -90,13 +90,6 @@ class Decoder:
         if self._steps is not None:
             self._steps.forget()
 
-    def rest(self) -> None:
-        """Hold no delta while there is nothing to run; copies of some may stay until `forget`."""
-        for rows in self._deltas.values():
-            rows.rest()
-        if self._steps is not None:
-            self._steps.forget()
-
     def run(self, rows: Seq[Row], *, reading: bool) -> list[int | None]:
         """Read each row's tokens into its slot and sample one token after them.
 

@@ -40,8 +40,6 @@ class Shape:
         return self.rank * sum(sum(widths[name]) for name in self.targets)
 
 
-KEPT_BYTES = 2**26
-"""The largest buffers that stay while nothing decodes."""
 NOTHING = Shape(0, ())
 NEVER_FILLED = LoraDelta({}, {})
 """What stands for the delta of a row that holds none yet, not even the zeros of no delta."""
@@ -89,15 +87,6 @@ class DeltaRows:
         """Drop every copy of a delta."""
         self._shape, self._held = NOTHING, []
         self._buffers = self._given = None
-
-    def rest(self) -> None:
-        """Let the deltas go, and large buffers; small ones stay, to be filled again.
-
-        New memory costs a CPU about as much as what is then written to it.
-        """
-        if self._buffers is not None and self._buffers.nbytes > KEPT_BYTES:
-            self.forget()
-        self._held = [NEVER_FILLED] * len(self._held)
 
     def order(self, deltas: Seq[LoraDelta | None]) -> list[int]:
         """Row numbers, such that as many rows as can be stand where their delta lies already."""

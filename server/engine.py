@@ -209,7 +209,7 @@ class Engine:
             with self._in_unit("store", [id]):
                 self._adaptations.end(id)
         if not plan.decode and not plan.prefill:
-            self._decoder.rest()
+            self._decoder.forget()
         if plan.decode:
             self._forward("decode", [(sequence, 0) for sequence in plan.decode])
         if plan.prefill:

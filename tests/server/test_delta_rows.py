@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
-
 import pytest
 import torch
 
 from imprint.models import LoraDelta
-from imprint.server import delta_rows
 from imprint.server.delta_rows import DeltaRows, split
 
 WIDTHS = {"in": (6, 4), "out": (4, 6)}
@@ -75,25 +72,6 @@ def test_nothing_is_left_after_forget() -> None:
     assert stacked is not None
     assert rows.order([delta_of(3), delta_of(2)]) == [0, 1]
     assert rows._buffers is None
-
-
-@pytest.mark.parametrize("kept_bytes", [0, 10**6])
-def test_rest_lets_deltas_go_and_keeps_small_buffers(
-    monkeypatch: pytest.MonkeyPatch, kept_bytes: int
-) -> None:
-    monkeypatch.setattr(delta_rows, "KEPT_BYTES", kept_bytes)
-    rows, deltas = DeltaRows(WIDTHS), [delta_of(1), delta_of(2)]
-    before = rows.stack(deltas)
-    gone = weakref.ref(deltas.pop().b["in"])
-    rows.rest()
-    assert gone() is None
-    assert rows.order([delta_of(3), deltas[0]]) == [0, 1]  # nothing lies anywhere
-    after = rows.stack([delta_of(3), None])
-    assert before is not None
-    assert after is not None
-    same_memory = before.a["in"].data_ptr() == after.a["in"].data_ptr()
-    assert same_memory == (kept_bytes > 0)
-    assert after.b["in"][1].abs().max() == 0
 
 
 def test_rows_part_only_where_padding_costs_more_than_reading_the_weights_again() -> None:
