@@ -95,13 +95,15 @@ class RecurrentState:
                 if rows is None:
                     tensor.zero_()
                 else:
-                    tensor[list(rows)] = 0
+                    for row in rows:  # mostly one, and then no index has to be made
+                        tensor[row].zero_()
 
     def write_(self, rows: Sequence[int], other: Self) -> None:
         """Overwrite the given rows with the rows of `other`."""
         with torch.no_grad():
+            index = torch.as_tensor(rows, dtype=torch.long, device=self.tensors()[0].device)
             for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-                mine[list(rows)] = theirs.to(mine.dtype)
+                mine.index_copy_(0, index, theirs.to(mine.dtype))
 
     def to_tensors(self, prefix: str = "state.") -> dict[str, Tensor]:
         """Flat names `<prefix><layer>.<name>`, contiguous, for safetensors."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,6 +60,11 @@ class PretrainConfig:
         left = (self.total_tokens - num_tokens) / (self.total_tokens * self.decay_fraction)
         scale = min((step + 1) / self.warmup_steps, 1.0, 0.05 + 0.95 * max(left, 0.0))
         return self.learning_rate * scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values: equal for configurations that are equal."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -157,6 +157,7 @@ class Pretraining:
         self.checkpoints.recover()
         saved = self.checkpoints.progress()
         if saved is not None:
+            self._refuse_another_run(saved)
             model = _load(self.checkpoints.folder)
             self.step, self.num_tokens = saved["step"], saved["num_tokens"]
             self.seconds = saved["seconds"]
@@ -176,9 +177,26 @@ class Pretraining:
             self.optimizers.restore(self.checkpoints.optimizer_state())
         return model
 
+    def _refuse_another_run(self, saved: dict[str, Any]) -> None:
+        """Samples, rates and stages follow from the configuration: with another one the run would
+        end neither where it was to end nor where one from the beginning does."""
+        mine = self.config.to_dict()
+        theirs = saved.get("config", mine)  # earlier versions did not write it down
+        for name in mine:
+            if mine[name] != theirs.get(name):
+                raise RunFolderError(
+                    f"{self.out} was begun with another {name!r}; give the file that it was begun "
+                    f"with, or another folder and --init {self.checkpoints.folder}"
+                )
+
     def save(self) -> None:
         """Replace the checkpoint."""
-        progress = {"step": self.step, "num_tokens": self.num_tokens, "seconds": self.seconds}
+        progress = {
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "seconds": self.seconds,
+            "config": self.config.to_dict(),
+        }
         self.checkpoints.save(
             self.model.config,
             self.model.state_dict(),

@@ -268,8 +268,8 @@ def test_query_lora(
         }
     )
     tokens_T = document(70)
-    delta = random_delta(model, num=3)
-    positions_QN = torch.tensor([[2, 16, 33, 60], [4, 5, 36, 67], [20, 30, 40, 50]])
+    delta = random_delta(model, num=2)
+    positions_QN = torch.tensor([[2, 16, 33, 60], [4, 5, 36, 67]])
     reading = read_all(model, tokens_T, config)
     result = run_calls(
         query_step(
@@ -279,13 +279,13 @@ def test_query_lora(
             config,
             delta=delta,
             end_state=reading.end.state,
-            seeds=[1, 2, 3],
+            seeds=[1, 2],
             step=1,
             reading=reading,
         )
     )
     mine = take_grads(delta.parameters())
-    for question in range(3):
+    for question in range(2):
         alone = delta.slice(question, question + 1).clone().detach().requires_grad_()
         listed = oracle_branches(oracle, result, question)
         settings = settings_of(oracle, config)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from imprint.adapters.training.checkpoints import RunFolderError
 from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.growth import is_deeper
 from imprint.adapters.training.pretrain import (
@@ -77,6 +78,28 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     shipped = load_model(tmp_path / "whole" / "final").state_dict()
     assert all(torch.allclose(shipped[name], first[name], rtol=1e-2) for name in first)
     assert load_tokenizer(tmp_path / "whole" / "final").vocab_size == config.model.vocab_size
+
+
+def test_a_run_goes_on_with_its_own_file_only(
+    config_file: Path, corpus: Path, tmp_path: Path
+) -> None:
+    files = sorted(corpus.glob("*.zst"))
+    config = PretrainConfig.load(config_file)
+    run = Pretraining(config, files, tmp_path / "run")
+    run.take_step()
+    run.save()
+    stages = (*config.stages, dataclasses.replace(config.stages[1], until_tokens=4096))
+    for name, changed in {"stages": stages, "learning_rate": 1e-3, "seed": 4}.items():
+        other = dataclasses.replace(config, **{name: changed})
+        with pytest.raises(RunFolderError, match=f"another '{name}'.*--init"):
+            Pretraining(other, files, tmp_path / "run")
+    assert Pretraining(config, files, tmp_path / "run").step == 1
+    # what an earlier version has written goes on
+    file = tmp_path / "run" / "checkpoint" / "progress.json"
+    saved = json.loads(file.read_text())
+    del saved["progress"]["config"]
+    file.write_text(json.dumps(saved))
+    assert Pretraining(config, files, tmp_path / "run").step == 1
 
 
 def test_two_threads_share_a_batch_and_take_the_same_step(
