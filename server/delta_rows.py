@@ -42,7 +42,7 @@ class Shape:
 
 NOTHING = Shape(0, ())
 NEVER_FILLED = LoraDelta({}, {})
-"""What stands for the delta of a row that holds none yet, not even the zeros of no delta."""
+"""What stands for the delta of a row that holds none, not even the zeros of no delta."""
 
 
 def split(deltas: Seq[LoraDelta | None], widths: Widths, model_floats: int) -> list[list[int]]:
@@ -122,6 +122,8 @@ class DeltaRows:
             self._allocate(shape, len(deltas), next(iter(distinct.values())))
         assert self._buffers is not None
         changed = [i for i, delta in enumerate(deltas) if self._held[i] is not delta]
+        for i in changed:  # in case that a copy breaks off: then a row is nobody's
+            self._held[i] = NEVER_FILLED
         whole = [i for i in changed if shapes.get(id(deltas[i])) == shape]
         for run in _runs(whole):
             _fill(self._buffers, run.start, [distinct[id(deltas[i])] for i in run])

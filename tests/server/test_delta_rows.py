@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from imprint.models import LoraDelta
+from imprint.server import delta_rows
 from imprint.server.delta_rows import DeltaRows, split
 
 WIDTHS = {"in": (6, 4), "out": (4, 6)}
@@ -72,6 +75,29 @@ def test_nothing_is_left_after_forget() -> None:
     assert stacked is not None
     assert rows.order([delta_of(3), delta_of(2)]) == [0, 1]
     assert rows._buffers is None
+
+
+@pytest.mark.parametrize("part", ["_fill", "_pad"])
+def test_a_copy_that_breaks_off_leaves_no_row_to_the_delta_it_had(
+    monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    rows, deltas = DeltaRows(WIDTHS), [delta_of(1), delta_of(2)]
+    rows.stack(deltas)
+    copy = getattr(delta_rows, part)
+
+    def break_off(*given: Any) -> None:
+        copy(*given)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(delta_rows, part, break_off)
+    other = delta_of(3) if part == "_fill" else delta_of(3, targets=("in",))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rows.stack([deltas[0], other])
+    monkeypatch.undo()
+    after = rows.stack(deltas)
+    assert after is not None
+    for name in WIDTHS:
+        assert torch.equal(after.b[name][1:], deltas[1].b[name])
 
 
 def test_rows_part_only_where_padding_costs_more_than_reading_the_weights_again() -> None:
