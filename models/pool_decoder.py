@@ -133,6 +133,7 @@ class PoolDecoder:
             self._buffers[shape] = LoraDelta(a, b)
         buffers = self._buffers[shape]
         if self._held.get(shape) is not delta:
+            self._held.pop(shape, None)  # in case that a copy breaks off
             for mine, theirs in zip(buffers.parameters(), delta.parameters(), strict=True):
                 mine[: theirs.shape[0]].copy_(theirs)
             self._held[shape] = delta

@@ -34,7 +34,11 @@ class SlotStates:
         """A zeroed slot holding a copy of `initial` (None: a document's start), or None if full."""
         handle = self.table.allocate()
         if handle is not None:
-            self.reset(handle, initial)
+            try:
+                self.reset(handle, initial)
+            except BaseException:
+                self.table.free(handle)  # zeroed by whoever takes it next
+                raise
         return handle
 
     def reset(self, handle: SlotHandle, initial: RecurrentState | None) -> None:

@@ -127,3 +127,23 @@ def test_graphs_equal_steps_on_copies(tiny_model: FastWeightModel) -> None:
     for mine, theirs in zip(pool.select(ROWS).tensors(), copies.tensors(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
     assert list(GRAPH_SIZES) == sorted(GRAPH_SIZES)
+
+
+def test_a_copy_that_breaks_off_leaves_nothing_to_the_deltas_it_replaced(
+    any_model64: FastWeightModel,
+) -> None:
+    """What graphs read, without a graph."""
+    model = any_model64
+    decoder = PoolDecoder(model, read_pool(model))
+    first, second = three_deltas(model), three_deltas(model)
+    second.parameters()[-1].add_(1)
+    shape = (3, first.rank, tuple(first.a))
+    decoder._hold(first, shape)
+    torn = LoraDelta(second.a, {**second.b})
+    torn.b[next(reversed(torn.b))] = torch.zeros(3, 1, 1, 1, dtype=model.dtype)  # fits nowhere
+    torn.b[next(iter(torn.b))] = torn.b[next(iter(torn.b))] + 1
+    with pytest.raises(RuntimeError):
+        decoder._hold(torn, shape)
+    held = decoder._hold(first, shape)
+    for mine, theirs in zip(held.parameters(), first.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

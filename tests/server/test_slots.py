@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imprint.models import load_model
+from imprint.models import RecurrentState, load_model
 from imprint.server.slot_states import SlotStates
 from imprint.server.slots import NULL_SLOT, SlotHandle, SlotTable, StaleSlotError
 
@@ -70,6 +71,30 @@ def test_a_slot_is_zero_when_it_is_allocated_and_when_it_is_freed(tiny_checkpoin
         slots.read([first])
     with pytest.raises(StaleSlotError):
         slots.write([first], marked)
+
+
+def test_a_copy_that_breaks_off_costs_no_slot(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(tiny_checkpoint)
+    slots = SlotStates(model, 1)
+    state = model.init_state(1)
+    for tensor in state.tensors():
+        tensor.fill_(1)
+    write = RecurrentState.write_
+
+    def break_off(self: RecurrentState, rows: Sequence[int], other: RecurrentState) -> None:
+        write(self, rows, other)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(RecurrentState, "write_", break_off)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        slots.allocate(state)
+    monkeypatch.undo()
+    assert slots.table.num_free == 1
+    handle = slots.allocate(None)
+    assert handle is not None
+    assert all(tensor.abs().max() == 0 for tensor in slots.read([handle]).tensors())
 
 
 def test_an_initial_state_is_copied(tiny_checkpoint: Path) -> None:
