@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from imprint.models.kernels.lora import lora_add_triton, lora_side
+from imprint.models.kernels.lora import lora_add, lora_add_triton
 from imprint.models.kernels.vocabulary import (
     plain_token_logprobs,
     triton_token_entropies,
@@ -59,7 +59,7 @@ def errors_by_kernel(device: torch.device, dtype: torch.dtype) -> dict[str, floa
     for name, rows in (("the decoding delta", 1), ("the batched delta", 70)):
         deltas = normal(3, 5, 600, like=torch.float32), normal(3, 130, 5, like=torch.float32)
         inputs = (normal(3, rows, 130), normal(3, rows, 600), *deltas)
-        errors[name] = _compare(lora_add_triton, _plain_lora, inputs)
+        errors[name] = _compare(lora_add_triton, lora_add, inputs)
     hidden_TD, weight_VD = normal(70, 96), normal(333, 96)
     targets_T = torch.arange(70, device=device)
     errors["log-probabilities"] = _compare(
@@ -71,10 +71,6 @@ def errors_by_kernel(device: torch.device, dtype: torch.dtype) -> dict[str, floa
     exact_T = token_entropy(hidden_TD.detach().double() @ weight_VD.detach().double().mT)
     errors["entropies"] = _distance(found_T, exact_T)
     return errors
-
-
-def _plain_lora(base_STO: Tensor, x_STI: Tensor, a_QRI: Tensor, b_QOR: Tensor) -> Tensor:
-    return base_STO + lora_side(x_STI, a_QRI, b_QOR)
 
 
 def _compare(
