@@ -7,11 +7,12 @@ file itself and loads no torch, so that the API process can check what is import
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Final, Literal, NamedTuple
+
+import msgspec
 
 LENGTH_BYTES: Final = 8
 """A file begins with the length of its header, little endian."""
@@ -28,12 +29,28 @@ _DTYPES: Final = {
 }
 
 
+_Size = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+
+
+class _Tensor(msgspec.Struct):
+    """A tensor as the header has it."""
+
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32"]
+    shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=_MAX_DIMENSIONS)]
+    data_offsets: tuple[_Size, _Size]
+
+
+_HEADER: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_METADATA: Final = msgspec.json.Decoder(dict[str, str])
+_TENSOR: Final = msgspec.json.Decoder(_Tensor)
+_NO_METADATA: Final = msgspec.Raw(b"{}")
+
+
 class TornFileError(ValueError):
     """A file that is not a whole safetensors file of known types; says what is wrong with it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor: its type by torch's name, and where its bytes lie behind the header."""
 
     dtype: str
@@ -62,22 +79,16 @@ def header_bytes(beginning: bytes, size: int, *, most: int) -> int:
 def parse_header(text: bytes, data_bytes: int) -> Header:
     """The header of a file with so many bytes behind it. Raises TornFileError."""
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise TornFileError("its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise TornFileError("its metadata is not made of strings")
+        header = _HEADER.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise TornFileError("its header is not a JSON object") from None
+    found = header.pop("__metadata__", _NO_METADATA)
     try:
-        "".join([*header, *metadata, *metadata.values()]).encode()
-    except UnicodeEncodeError:
-        raise TornFileError("its header holds half a character") from None
-    entries = sorted(
-        ((name, _entry(name, found)) for name, found in header.items()),
-        key=lambda item: (item[1].begin, item[1].end),
-    )
+        metadata = _METADATA.decode(found)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise TornFileError("its metadata is not made of strings") from None
+    entries = [(name, _entry(name, raw)) for name, raw in header.items()]
+    entries.sort(key=lambda item: (item[1].begin, item[1].end))
     place = 0
     for name, entry in entries:
         if entry.begin != place:
@@ -88,18 +99,16 @@ def parse_header(text: bytes, data_bytes: int) -> Header:
     return Header(metadata, dict(entries))
 
 
-def _entry(name: str, found: Any) -> Entry:
+def _entry(name: str, raw: msgspec.Raw) -> Entry:
     try:
-        dtype, width = _DTYPES[found["dtype"]]
-        shape = tuple(found["shape"])
-        begin, end = found["data_offsets"]
-    except (KeyError, TypeError, ValueError):
+        found = _TENSOR.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise TornFileError(f"{name[:200]!r} is no tensor of a known type") from None
-    numbers = (*shape[:_MAX_DIMENSIONS], begin, end)
-    plain = set(map(type, numbers)) == {int} and min(numbers) >= 0 and max(numbers) < 2**62
-    if not plain or len(shape) > _MAX_DIMENSIONS or end - begin != width * math.prod(shape):
+    begin, end = found.data_offsets
+    dtype, width = _DTYPES[found.dtype]
+    if end - begin != width * math.prod(found.shape):
         raise TornFileError(f"{name[:200]!r} has another size than it says")
-    return Entry(dtype, shape, begin, end)
+    return Entry(dtype, found.shape, begin, end)
 
 
 def label(name: str, dtype: object, shape: tuple[int, ...]) -> bytes:
