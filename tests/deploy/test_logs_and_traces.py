@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from support.live_server import LiveServer
 
 pytestmark = pytest.mark.slow
 CANARY = "zanzibar"
@@ -78,20 +80,17 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def told(
-    tiny_checkpoint: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    live_server: Callable[..., Any],
-) -> Told:
+def told(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
     folder = tmp_path_factory.mktemp("told")
     with collector() as receiver:
         flags = ["--model", str(tiny_checkpoint), "--otlp-endpoint", receiver.endpoint]
         flags += ["--log-format", "json", "--log-level", "debug"]
-        with live_server(folder, *flags) as url, httpx.Client(base_url=url, timeout=60) as http:
-            use(http, folder / "data" / "adapters")
-            metrics = http.get("/metrics").text
+        with LiveServer(folder / "data", *flags) as server:
+            server.wait_until_ready()
+            use(server.http, folder / "data" / "adapters")
+            metrics = server.http.get("/metrics").text
         # the server has ended, and has sent what it had
-        return Told((folder / "log").read_text("utf-8"), list(receiver.spans), metrics)
+        return Told(server.log.read_text("utf-8"), list(receiver.spans), metrics)
 
 
 def use(http: httpx.Client, adapters: Path) -> None:

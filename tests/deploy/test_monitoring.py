@@ -17,6 +17,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.live_server import LiveServer
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -88,23 +90,30 @@ def prometheus_config(folder: Path, url: str) -> Path:
 def live(
     tiny_checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    live_server: Callable[..., Any],
     wait_for: Callable[..., None],
     program: Callable[[str], str],
 ) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("monitoring")
     binary = program("prometheus")
-    flags = ("--model", str(tiny_checkpoint), "--max-active-adaptations", "2")
+    flags = (
+        "--model",
+        str(tiny_checkpoint),
+        "--max-active-adaptations",
+        "2",
+        "--adapter-host-bytes",
+        "1",
+    )
     with ExitStack() as stack:
-        url = stack.enter_context(live_server(folder, *flags, "--adapter-host-bytes", "1"))
+        server = stack.enter_context(LiveServer(folder / "data", *flags))
+        server.wait_until_ready()
         port = free_port()
-        command = [binary, f"--config.file={prometheus_config(folder, url)}"]
+        command = [binary, f"--config.file={prometheus_config(folder, server.url)}"]
         command += [f"--storage.tsdb.path={folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}"]
         with (folder / "prometheus-log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
-        live = Live(url, f"http://127.0.0.1:{port}", folder / "data")
+        live = Live(server.url, f"http://127.0.0.1:{port}", folder / "data")
         stack.callback(live.close)
         wait_for(lambda: answers(live.prometheus, "/-/ready"), "a ready Prometheus")
         wait_for(lambda: live.query('up{job="imprint"} == 1'), "a scrape")

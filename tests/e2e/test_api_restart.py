@@ -1,10 +1,7 @@
 """The real server with a real worker, killed and stopped at bad moments. A random tiny model."""
 
-import json
-import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
-from safetensors import safe_open
+
+from support.live_server import COMMAND, LiveServer, adapter_checksum
 
 pytestmark = pytest.mark.slow
 DOCUMENT = "The canary lives in the third house. " * 20
-LONG: dict[str, Any] = {"type": "refine", "steps": 12, "patience": 1000, "group_size": 2}
+LONG: dict[str, Any] = {
+    "type": "refine", "steps": 12, "patience": 1000,
+    "positions": 4, "group_size": 2, "lora_rank": 2,
+}  # fmt: skip
 ENDLESS = {**LONG, "steps": 1000}
 NUM_PROMPTS = 32
 LONG_ANSWER = {  # a random model ends some of the texts early, and some late
@@ -29,81 +29,20 @@ LONG_ANSWER = {  # a random model ends some of the texts early, and some late
 }
 
 
-class Server:
-    """One `imprint serve` process."""
-
-    def __init__(self, model: Path, data: Path, *flags: str) -> None:
-        self.log = data.parent / f"log-{time.monotonic_ns()}"
-        command = [sys.executable, "-m", "imprint.server.cli", "serve", "--port", "0"]
-        command += ["--model", str(model), "--data-dir", str(data), *flags]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        port = self._wait(lambda: re.search(r"http://127\.0\.0\.1:(\d+)", self.log.read_text()))
-        self.url = f"http://127.0.0.1:{port.group(1)}"
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-        self._wait(lambda: self.http.get("/health/ready").status_code == 200)
-        self.children = psutil.Process(self.process.pid).children(recursive=True)
-
-    def _wait(self, condition: Any) -> Any:
-        deadline = time.monotonic() + 90
-        while not (result := condition()):
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
-        return result
-
-    def adapt(self, **body: Any) -> str:
-        response = self.http.post("/v1/adaptations", json={"document": DOCUMENT, **body})
-        assert response.status_code == 202, response.text
-        return str(response.json()["id"])
-
-    def events(self, id: str) -> list[dict[str, Any]]:
-        page = self.http.get(f"/v1/adaptations/{id}/events", params={"limit": 100}).json()
-        found: list[dict[str, Any]] = page["data"]
-        return found
-
-    def wait_for_steps(self, id: str, number: int) -> None:
-        self._wait(lambda: sum(e["kind"] == "step" for e in self.events(id)) >= number)
-
-    def follow(self, id: str) -> list[dict[str, Any]]:
-        headers = {"Accept": "text/event-stream"}
-        text = self.http.get(f"/v1/adaptations/{id}/events", headers=headers).text
-        assert text.endswith("data: [DONE]\n\n")
-        lines = [line for line in text.splitlines() if line.startswith("data: {")]
-        events = [json.loads(line.removeprefix("data: ")) for line in lines]
-        return [event for event in events if event["kind"] != "progress"]
-
-    def gone(self) -> bool:
-        """Neither the server nor a worker of it runs."""
-        alive = psutil.wait_procs(self.children, timeout=10)[1]
-        return self.process.poll() is not None and not alive
-
-    def stop(self) -> None:
-        self.http.close()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        assert self.gone()
-
-
 @contextmanager
-def serving(model: Path, data: Path, *flags: str) -> Iterator[Server]:
-    server = Server(model, data, *flags)
-    try:
+def serving(model: Path, data: Path) -> Iterator[LiveServer]:
+    """A server that is ready, and killed where the block ends."""
+    with LiveServer(data, "--model", str(model)) as server:
+        server.wait_until_ready()
         yield server
-    finally:
-        server.stop()
+        server.process.kill()
+        server.process.wait()
+        assert server.gone()
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-def adapter_checksum(data: Path, id: str) -> str:
-    """The checksum over every bit of an adapter and its manifest."""
-    with safe_open(data / "adapters" / f"{id}.safetensors", framework="pt") as file:
-        return str(file.metadata()["sha256"])
 
 
 @pytest.fixture(scope="module")
@@ -112,19 +51,19 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared(tiny_checkpoint: Path, shared_data: Path) -> Iterator[Server]:
+def shared(tiny_checkpoint: Path, shared_data: Path) -> Iterator[LiveServer]:
     """A server for tests that leave it running, and nothing in it."""
     with serving(tiny_checkpoint, shared_data) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shared: Server, shared_data: Path) -> str:
+def undisturbed(shared: LiveServer, shared_data: Path) -> str:
     """What `LONG` leaves where nothing goes wrong."""
-    id = shared.adapt(method=LONG)
+    id = shared.adapt(DOCUMENT, method=LONG)
     kinds = [event["kind"] for event in shared.follow(id)]
     assert "resumed" not in kinds
-    checksum = adapter_checksum(shared_data, id)
+    checksum = shared.checksum(id)
     assert shared.http.delete(f"/v1/adaptations/{id}").json()["deleted"]
     return checksum
 
@@ -134,8 +73,8 @@ def test_a_server_that_ended_goes_on_after_the_last_step(
     tiny_checkpoint: Path, data: Path, undisturbed: str, number: signal.Signals
 ) -> None:
     with serving(tiny_checkpoint, data) as server:
-        running = server.adapt(method=LONG)
-        queued = server.adapt(method={"preset": "fast"}, seed=1)
+        running = server.adapt(DOCUMENT, method=LONG)
+        queued = server.adapt(DOCUMENT, method={**LONG, "steps": 1}, seed=1)
         server.wait_for_steps(running, 3)
         server.process.send_signal(number)
         code = server.process.wait(timeout=20)
@@ -171,7 +110,7 @@ def test_a_stopped_server_answers_first_and_keeps_its_jobs(
     tiny_checkpoint: Path, data: Path
 ) -> None:
     with serving(tiny_checkpoint, data) as server:
-        id = server.adapt(method=ENDLESS)
+        id = server.adapt(DOCUMENT, method=ENDLESS)
         server.wait_for_steps(id, 1)
         asked = {**LONG_ANSWER, "max_tokens": 60}
         url = f"{server.url}/v1/completions"
@@ -216,19 +155,20 @@ def test_a_second_signal_ends_at_once(tiny_checkpoint: Path, data: Path) -> None
 
 
 def test_two_servers_do_not_share_a_journal(
-    tiny_checkpoint: Path, shared: Server, shared_data: Path
+    tiny_checkpoint: Path, shared: LiveServer, shared_data: Path
 ) -> None:
-    command = [sys.executable, "-m", "imprint.server.cli", "serve", "--port", "0"]
-    command += ["--model", str(tiny_checkpoint), "--data-dir", str(shared_data)]
+    command = [*COMMAND, "--model", str(tiny_checkpoint), "--data-dir", str(shared_data)]
     second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 1
     assert "another server is using it" in second.stderr
 
 
-def test_deleting_leaves_nothing_on_disk_or_in_memory(shared: Server, shared_data: Path) -> None:
+def test_deleting_leaves_nothing_on_disk_or_in_memory(
+    shared: LiveServer, shared_data: Path
+) -> None:
     asked = {"document": DOCUMENT, "questions": ["Where?"], "max_tokens": 4}
     reply = shared.http.post("/v1/answers", json=asked).json()
-    running = shared.adapt(method=ENDLESS)
+    running = shared.adapt(DOCUMENT, method=ENDLESS)
     shared.wait_for_steps(running, 1)
     held = b"".join(p.read_bytes() for p in shared_data.rglob("*") if p.is_file())
     assert b"canary" in held
@@ -245,7 +185,7 @@ def test_deleting_leaves_nothing_on_disk_or_in_memory(shared: Server, shared_dat
         text = shared.http.get("/metrics").text
         return 'imprint_adapters{tier="host"} 0.0' in text
 
-    shared._wait(emptied)
+    shared.wait(emptied)
     assert 'imprint_adapter_bytes{tier="host"} 0.0' in text
     assert 'imprint_adapter_bytes{tier="disk"} 0.0' in text
     assert 'imprint_slots{state="used"} 0.0' in text
@@ -253,7 +193,7 @@ def test_deleting_leaves_nothing_on_disk_or_in_memory(shared: Server, shared_dat
     assert "canary" not in shared.log.read_text()
 
 
-def test_short_patience_leaves_no_work_behind(shared: Server) -> None:
+def test_short_patience_leaves_no_work_behind(shared: LiveServer) -> None:
     """Many requests whose clients give up; then one that must be answered."""
     asked = {**LONG_ANSWER, "stream": False}
     for _ in range(50):
@@ -262,5 +202,5 @@ def test_short_patience_leaves_no_work_behind(shared: Server) -> None:
     short = {**asked, "prompt": "x", "max_tokens": 3}
     reply = shared.http.post("/v1/completions", json=short, timeout=20)
     assert reply.json()["usage"]["completion_tokens"] <= 3
-    shared._wait(lambda: shared.http.get("/health").json()["requests"] == 0)
-    shared._wait(lambda: 'imprint_slots{state="used"} 0.0' in shared.http.get("/metrics").text)
+    shared.wait(lambda: shared.http.get("/health").json()["requests"] == 0)
+    shared.wait(lambda: 'imprint_slots{state="used"} 0.0' in shared.http.get("/metrics").text)

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from safetensors import safe_open
 
 from imprint.server.client import Adaptation, ImprintClient
 from imprint.server.commands.local_server import local_server
 from imprint.server.config import Settings
+from support.live_server import adapter_checksum
 
 pytestmark = pytest.mark.slow
 DOCUMENT = "The canary lives in the third house, and its number is 4711. " * 8
@@ -40,12 +40,6 @@ def kill_worker() -> None:
     children = psutil.Process().children()
     (worker,) = (child for child in children if "imprint.server.worker" in child.cmdline())
     os.kill(worker.pid, signal.SIGKILL)
-
-
-def adapter_checksum(settings: Settings, id: str) -> str:
-    """The checksum over every bit of an adapter and its manifest."""
-    with safe_open(settings.data_dir / "adapters" / f"{id}.safetensors", framework="pt") as file:
-        return str(file.metadata()["sha256"])
 
 
 def test_a_study_survives_its_worker(url: str, settings: Settings, tmp_path: Path) -> None:
@@ -88,8 +82,8 @@ def test_a_study_survives_its_worker(url: str, settings: Settings, tmp_path: Pat
     with local_server(undisturbed) as other, ImprintClient(other) as client:
         again = client.wait(client.adapt(DOCUMENT, method=STUDY).id)
         assert again.status == job.status
-        right = adapter_checksum(undisturbed, again.id)
-    assert adapter_checksum(settings, job.id) == right
+        right = adapter_checksum(undisturbed.data_dir, again.id)
+    assert adapter_checksum(settings.data_dir, job.id) == right
 
 
 def _study_and_kill_after(

@@ -6,12 +6,6 @@ by its path; without it, or without Playwright, all of it skips.
 """
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
+from support.live_server import LiveServer
+
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 KEYS = [f"sk-page-{number:02}-0123456789abcdef" for number in range(40)]
-READY_S = 180.0
 EXAMPLE = Path(__file__).resolve().parents[3] / "deploy" / "examples" / "harbor.txt"
 
 
@@ -116,36 +111,12 @@ class Watched:
 @contextmanager
 def serving(data: Path) -> Iterator[str]:
     """A server with all these keys on the bundled model; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    environment = os.environ | {
-        "IMPRINT_PORT": str(port),
-        "IMPRINT_DATA_DIR": str(data),
-        "IMPRINT_API_KEYS": ",".join(f"page{i}:{key}" for i, key in enumerate(KEYS)),
-        "IMPRINT_LOG_LEVEL": "warning",
-    }
-    command = [sys.executable, "-m", "imprint.server.cli", "serve"]
-    with subprocess.Popen(command, env=environment) as process:
-        try:
-            deadline = time.monotonic() + READY_S
-            while not _ready(url):
-                assert process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, f"not ready after {READY_S} s"
-                time.sleep(0.1)
-            yield url
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=45) == 0
-        finally:
-            process.kill()
-
-
-def _ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/ready", timeout=2, verify=False).status_code == 200
-    except httpx.TransportError:
-        return False
+    keys = ",".join(f"page{i}:{key}" for i, key in enumerate(KEYS))
+    with LiveServer(data, env={"IMPRINT_API_KEYS": keys}) as server:
+        server.wait_until_ready()
+        yield server.url
+        server.process.terminate()
+        assert server.process.wait(timeout=45) == 0
 
 
 @pytest.fixture(scope="package")
