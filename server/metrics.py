@@ -24,7 +24,9 @@ from imprint.server.pool_interface import WorkerStatus
 
 PREFIX = "imprint_"
 
-# Labels under which a counter is shown before its first event, in the order of its declaration.
+OUTCOMES = ("succeeded", "rejected", "failed", "cancelled", "expired")
+"""Of adaptations."""
+# Labels under which a metric is shown before its first event, in the order of its declaration.
 ZEROS = {
     "admission_rejections_total": (
         "queue_full",
@@ -34,7 +36,8 @@ ZEROS = {
         "key_share",
     ),
     "request_deadline_exceeded_total": ("queue", "quantum", "decode"),
-    "adaptations_total": ("succeeded", "rejected", "failed", "cancelled", "expired"),
+    "adaptations_total": OUTCOMES,
+    "adaptation_duration_seconds": OUTCOMES,
     "gate_verdicts_total": (
         *("adaptation accepted", "adaptation rejected"),
         *("focus accepted", "focus rejected"),
@@ -266,7 +269,7 @@ class Metrics:
         )
 
     def _show_zeros(self) -> None:
-        """Counters that alerts watch exist before their first event: an increase needs a zero."""
+        """What is watched exists before its first event: an increase needs a zero."""
         for name, sets in ZEROS.items():
             for values in sets:
                 self._by_name[name].labels(*values.split())

@@ -20,6 +20,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--disable-smooth-scrolling",  # where a key leads to is seen at once, on a busy machine too
 ]
 KEYS = [f"sk-page-{number:02}-0123456789abcdef" for number in range(40)]
 EXAMPLE = Path(__file__).resolve().parents[3] / "deploy" / "examples" / "harbor.txt"
