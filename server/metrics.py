@@ -24,8 +24,8 @@ from imprint.server.pool_interface import WorkerStatus
 
 PREFIX = "imprint_"
 
-OUTCOMES = ("succeeded", "rejected", "failed", "cancelled", "expired")
-"""Of adaptations."""
+ENDINGS = ("succeeded", "rejected", "failed", "cancelled")
+"""How a running adaptation ends."""
 # Labels under which a metric is shown before its first event, in the order of its declaration.
 ZEROS = {
     "admission_rejections_total": (
@@ -36,8 +36,8 @@ ZEROS = {
         "key_share",
     ),
     "request_deadline_exceeded_total": ("queue", "quantum", "decode"),
-    "adaptations_total": OUTCOMES,
-    "adaptation_duration_seconds": OUTCOMES,
+    "adaptations_total": (*ENDINGS, "expired"),
+    "adaptation_duration_seconds": ENDINGS,
     "gate_verdicts_total": (
         *("adaptation accepted", "adaptation rejected"),
         *("focus accepted", "focus rejected"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -36,7 +35,12 @@ class LiveServer:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **(env or {})}
             )
-        self.url: str = self.wait(lambda: ADDRESS.search(self.log.read_text()), s=150)[0]
+        try:
+            self.url: str = self.wait(lambda: ADDRESS.search(self.log.read_text()), s=150)[0]
+        except BaseException:  # nobody else can stop it yet
+            self.process.kill()
+            self.process.wait()
+            raise
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self._children: list[psutil.Process] = []
 
@@ -83,16 +87,6 @@ class LiveServer:
 
     def wait_for_workers(self, number: int = 1) -> None:
         self.wait(lambda: sum(worker["up"] for worker in self.workers()) >= number, s=150)
-
-    def kill_a_worker(self, choice: int) -> None:
-        """kill -9, as from outside."""
-        running = [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if "imprint.server.worker" in child.cmdline()
-        ]
-        if running:
-            running[choice % len(running)].send_signal(signal.SIGKILL)
 
     # ---- jobs
 
