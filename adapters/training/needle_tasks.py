@@ -16,6 +16,7 @@ from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.phrases import phrase
 from imprint.adapters.training.samples import PROSE_WEIGHT, Sample
+from imprint.adapters.training.sentence_wordings import cut
 from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
 from imprint.models.tokenizer import Tokenizer
 
@@ -111,6 +112,14 @@ class NeedleTasks:
         wordings = [RULER if rng.random() < 0.5 else self._wording(rng)]
         return self._needles(rng, length, wordings, several=0.7, again=True)
 
+    def sentences(self, rng: random.Random, length: int) -> Sample:
+        """Needles in one to three wordings cut from sentences of the corpus, one value each; for
+        two samples of five passages are read again before a question."""
+        again = rng.random() < 0.4
+        cuts = (cut(rng, rng.choice(self.prose.documents)) for _ in range(rng.randint(1, 3)))
+        wordings = [wording or self._wording(rng) for wording in cuts]
+        return self._needles(rng, length, wordings, single=True, again=again)
+
     def _needles(
         self,
         rng: random.Random,
@@ -118,14 +127,16 @@ class NeedleTasks:
         wordings: list[Wording],
         *,
         several: float = 0.0,
+        single: bool = False,
         again: bool = False,
     ) -> Sample:
         """Up to 16 needles in prose, then questions about all of them; about some where passages
         are read `again` before each.
 
-        The share `several` has more values a key, or more keys a question.
+        The share `several` has more values a key, or more keys a question; with `single` every key
+        has one value.
         """
-        held = self._held(rng, length, wordings, several)
+        held = self._held(rng, length, wordings, several, single=single)
         encode = self.tokenizer.encode_batch
         groups = self._groups(rng, held, several)
         passage_tokens = 0
@@ -158,9 +169,15 @@ class NeedleTasks:
         return sample
 
     def _held(
-        self, rng: random.Random, length: int, wordings: list[Wording], several: float
+        self,
+        rng: random.Random,
+        length: int,
+        wordings: list[Wording],
+        several: float,
+        *,
+        single: bool,
     ) -> list[Held]:
-        many_values = rng.random() >= 0.85 - 0.4 * several
+        many_values = rng.random() >= 0.85 - 0.4 * several and not single
         num_values = rng.choice(_NUM_VALUES) if many_values else 1
         largest = max(min(length // (64 * num_values), 16 // num_values), 1)
         num_keys = rng.randint(1, rng.randint(1, largest))

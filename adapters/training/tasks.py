@@ -44,6 +44,7 @@ class Tasks:
             "lists": needles.lists,
             "queries": needles.queries,
             "rereads": needles.rereads,
+            "sentences": needles.sentences,
             "tracking": self.tracking,
             "chains": self.chains,
             "questions": self.questions,
