@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,18 @@ from imprint.models.state import RecurrentState
 
 LayerState = dict[str, Tensor]
 """What one mixer remembers: tensors with the batch first, of shapes that no length changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What one call of the model asks of every mixer alike; see `FastWeightModel.forward`."""
+
+    lengths_B: Tensor | None = None
+    stops: Sequence[int] | None = None
+    writes: list[Tensor] | None = None
+    """Where every mixer appends how strongly each token is written into its memory: [B, T]."""
+    plan: Any = None
+    """What `Mixer.plan` worked out for all layers; without it each works it out for itself."""
 
 
 class Mixer(nn.Module, ABC):
@@ -46,29 +59,40 @@ class Mixer(nn.Module, ABC):
         x_BTD: Tensor,
         state: LayerState,
         delta: LoraDelta | None,
-        lengths_B: Tensor | None,
-        stops: Sequence[int] | None,
-        writes: list[Tensor] | None = None,
+        read: Read,
     ) -> tuple[Tensor, LayerState]:
-        """Mix T >= 1 normalised inputs into `state`; see `FastWeightModel.forward`.
+        """Mix T >= 1 normalised inputs into `state`; see `FastWeightModel.forward`."""
 
-        With `writes`, append how strongly each token is written into the memory: [B, T].
-        """
+    def plan(self, state: LayerState, tokens_BT: Tensor, read: Read) -> Any:
+        """What follows from where the rows are, which is the same in every layer: worked out from
+        the first layer's state, once a call, since it may have to wait for the device."""
+        return None
 
     same_work_each_step: ClassVar[bool] = False
     """Whether `step_` runs the same kernels whatever the state holds, and never waits for the
     device: what a CUDA graph needs."""
 
+    def plan_step(self, pool: LayerState, tokens_B: Tensor, rows_B: Tensor | None) -> Any:
+        """The same for `step_`."""
+        return None
+
     def step_(
-        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor | None, delta: LoraDelta | None
+        self,
+        x_BD: Tensor,
+        pool: LayerState,
+        rows_B: Tensor | None,
+        delta: LoraDelta | None,
+        plan: Any = None,
     ) -> Tensor:
         """One token a row, mixed into the given rows of `pool` in place, or into all of them; see
         `FastWeightModel.step_`."""
         state = pool
         if rows_B is not None:
             state = {name: tensor.index_select(0, rows_B) for name, tensor in pool.items()}
-        mixed_B1D, new_state = self(x_BD.unsqueeze(1), state, delta, None, None)
+        mixed_B1D, new_state = self(x_BD.unsqueeze(1), state, delta, Read(plan=plan))
         for name, tensor in new_state.items():
+            if tensor is state[name]:  # as it was
+                continue
             if rows_B is None:
                 pool[name].copy_(tensor)
             else:
@@ -90,7 +114,7 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, mixer: Mixer, index: int) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.attn = mixer
+        self.attn: Mixer = mixer
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, f"layers.{index}.mlp")
 
@@ -99,20 +123,21 @@ class Layer(nn.Module):
         x_BTD: Tensor,
         state: LayerState,
         delta: LoraDelta | None,
-        lengths_B: Tensor | None,
-        stops: Sequence[int] | None,
-        writes: list[Tensor] | None = None,
+        read: Read,
     ) -> tuple[Tensor, LayerState]:
-        inputs_BTD = self.attn_norm(x_BTD)
-        mixed_BTD, new_state = self.attn(inputs_BTD, state, delta, lengths_B, stops, writes)
+        mixed_BTD, new_state = self.attn(self.attn_norm(x_BTD), state, delta, read)
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD), delta), new_state
 
     def step_(
-        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor | None, delta: LoraDelta | None
+        self,
+        x_BD: Tensor,
+        pool: LayerState,
+        rows_B: Tensor | None,
+        delta: LoraDelta | None,
+        plan: Any,
     ) -> Tensor:
-        mixer: Mixer = self.attn
-        x_BD = x_BD + mixer.step_(self.attn_norm(x_BD), pool, rows_B, delta)
+        x_BD = x_BD + self.attn.step_(self.attn_norm(x_BD), pool, rows_B, delta, plan)
         # deltas take [B, T, D]
         mixed_B1D: Tensor = self.mlp(self.mlp_norm(x_BD).unsqueeze(1), delta)
         return x_BD + mixed_B1D[:, 0]
@@ -163,6 +188,12 @@ class FastWeightModel(nn.Module):
         """The token mixers, first layer first."""
         return [module for module in self.modules() if isinstance(module, Mixer)]
 
+    @property
+    def _first_mixer(self) -> Mixer:
+        layer = self.model.layers[0]
+        assert isinstance(layer, Layer)
+        return layer.attn
+
     def forward(
         self,
         tokens_BT: Tensor,
@@ -187,10 +218,12 @@ class FastWeightModel(nn.Module):
             state = self.init_state(tokens_BT.shape[0])
         if delta is not None and lengths_B is not None:
             delta = delta.over(lengths_B)
+        read = Read(lengths_B, stops, writes)
+        read = replace(read, plan=self._first_mixer.plan(state.layers[0], tokens_BT, read))
         x_BTD = self.model.embeddings(tokens_BT)
         new_layers = []
         for layer, layer_state in zip(self.model.layers, state.layers, strict=True):
-            x_BTD, new_layer = layer(x_BTD, layer_state, delta, lengths_B, stops, writes)
+            x_BTD, new_layer = layer(x_BTD, layer_state, delta, read)
             new_layers.append(new_layer)
         return self.model.norm(x_BTD), RecurrentState(tuple(new_layers))
 
@@ -209,10 +242,11 @@ class FastWeightModel(nn.Module):
         must differ, except for padding that nobody reads; those not named are left alone. After an
         error they mean nothing.
         """
+        plan = self._first_mixer.plan_step(pool.layers[0], tokens_B, rows_B)
         x_BD = self.model.embeddings(tokens_B)
         for layer, layer_pool in zip(self.model.layers, pool.layers, strict=True):
             assert isinstance(layer, Layer)
-            x_BD = layer.step_(x_BD, layer_pool, rows_B, delta)
+            x_BD = layer.step_(x_BD, layer_pool, rows_B, delta, plan)
         hidden_BD: Tensor = self.model.norm(x_BD)
         return hidden_BD
 

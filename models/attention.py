@@ -8,6 +8,7 @@ L = W - 1 earlier tokens, K = width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,34 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
 """Queries that go through attention together, if a read has so many."""
 
 
-def rotary_angles(positions_BT: Tensor, width: int, theta: float, dtype: torch.dtype) -> Tensor:
-    """position * theta^(-2i / width) for i in 0 ... width / 2 - 1: [B, T, 1, width / 2]."""
-    exponents = torch.arange(0, width, 2, device=positions_BT.device, dtype=dtype) / width
-    return positions_BT[..., None, None].to(dtype) * (1 / theta**exponents)
+class Rotation(NamedTuple):
+    """Turns by the angles position * theta^(-2i / width), i in 0 ... width / 2 - 1 (Su et al.,
+    RoFormer, arXiv 2104.09864)."""
+
+    cos: Tensor
+    """[B, T, 1, width / 2]"""
+    sin: Tensor
+    """[B, T, 1, width / 2]"""
+
+    @classmethod
+    def of(cls, positions_BT: Tensor, width: int, theta: float, dtype: torch.dtype) -> Self:
+        """Those of tokens at the given positions."""
+        exponents = torch.arange(0, width, 2, device=positions_BT.device, dtype=dtype) / width
+        angles = positions_BT[..., None, None].to(dtype) * (1 / theta**exponents)
+        return cls(angles.cos(), angles.sin())
+
+    def back(self) -> Self:
+        """The other way."""
+        return self._replace(sin=-self.sin)
 
 
-def rotate(x_BTHK: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + K/2}) by `angles` (Su et al., RoFormer, arXiv 2104.09864).
+def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the pairs (x_i, x_{i + K/2}).
 
-    The result has the type of x, the computation that of the angles.
+    The result has the type of x, the computation that of the rotation.
     """
-    cos, sin = angles.cos(), angles.sin()
-    first, second = x_BTHK.to(angles.dtype).chunk(2, -1)
+    cos, sin = rotation
+    first, second = x_BTHK.to(cos.dtype).chunk(2, -1)
     turned = torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
     return turned.to(x_BTHK.dtype)
 

@@ -6,13 +6,13 @@ Shapes: B = batch, T = tokens, D = model width, H = heads, K / V = key / value w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imprint.models.architecture import FastWeightModel, LayerState, Mixer
+from imprint.models.architecture import FastWeightModel, LayerState, Mixer, Read
 from imprint.models.config import DeltaNetConfig, GatedDeltaNetConfig
 from imprint.models.kernels.choice import pool_step_for, read_delta_rule
 from imprint.models.kernels.delta_rule import step_delta_rule
@@ -67,9 +67,7 @@ class DeltaNetMixer(Mixer):
         x_BTD: Tensor,
         state: LayerState,
         delta: LoraDelta | None,
-        lengths_B: Tensor | None,
-        stops: Sequence[int] | None,
-        writes: list[Tensor] | None = None,
+        read: Read,
     ) -> tuple[Tensor, LayerState]:
         cfg = self.config
         new_state: LayerState = {}
@@ -80,18 +78,18 @@ class DeltaNetMixer(Mixer):
             if cfg.use_short_conv:
                 conv = getattr(self, f"{name}_conv1d")
                 tail = state[f"conv_{name}"]
-                y_BTD, new_state[f"conv_{name}"] = conv(y_BTD, tail, lengths_B, stops)
+                y_BTD, new_state[f"conv_{name}"] = conv(y_BTD, tail, read.lengths_B, read.stops)
             else:
                 y_BTD = F.silu(y_BTD)
             projected.append(torch.unflatten(y_BTD, -1, (num_heads, -1)).transpose(1, 2))
         q_BHTK, k_BHTK, v_BHTV = projected
-        gates = self._gates(x_BTD, delta, lengths_B)
-        if writes is not None:
-            writes.append(gates[0].detach().float().mean(1))
+        gates = self._gates(x_BTD, delta, read.lengths_B)
+        if read.writes is not None:
+            read.writes.append(gates[0].detach().float().mean(1))
         with torch.autocast(x_BTD.device.type, enabled=False):
             q_BHTK, k_BHTK = l2_normalize(q_BHTK), l2_normalize(k_BHTK)
             o_BTHV, new_state["S"] = self._delta_rule(
-                q_BHTK, k_BHTK, v_BHTV, gates, state["S"], stops
+                q_BHTK, k_BHTK, v_BHTV, gates, state["S"], read.stops
             )
             o_BTHV = self.o_norm(o_BTHV)
         if cfg.use_gate:
@@ -131,7 +129,12 @@ class DeltaNetMixer(Mixer):
         return o_BHTV.transpose(1, 2), state
 
     def step_(
-        self, x_BD: Tensor, pool: LayerState, rows_B: Tensor | None, delta: LoraDelta | None
+        self,
+        x_BD: Tensor,
+        pool: LayerState,
+        rows_B: Tensor | None,
+        delta: LoraDelta | None,
+        plan: Any = None,
     ) -> Tensor:
         cfg, x_B1D = self.config, x_BD.unsqueeze(1)
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imprint.models.architecture import FastWeightModel, LayerState, Mixer
+from imprint.models.architecture import FastWeightModel, LayerState, Mixer, Read
 from imprint.models.attention import (
     LARGEST_BLOCK,
-    rotary_angles,
+    Rotation,
     rotate,
     shared_window_attention,
     window_attention,
@@ -64,6 +65,19 @@ class LowRankFastWeight(nn.Module):
         dtype = torch.promote_types(self.w_left.dtype, torch.float32)
         product = self.w_left.to(dtype) @ self.w_right.to(dtype)
         return product + 0.5 * torch.eye(*product.shape[1:], dtype=dtype, device=product.device)
+
+
+@dataclass(frozen=True, slots=True)
+class LactPlan:
+    """What a read is in every layer."""
+
+    positions: Sequence[int]
+    """How many tokens each row has read before."""
+    rounds: Sequence[Round]
+    rotation: Rotation
+    """Of every token's place in its document."""
+    new_positions: Tensor
+    """How many tokens the rows of the new state have read."""
 
 
 class LactMixer(Mixer):
@@ -121,52 +135,64 @@ class LactMixer(Mixer):
         state["position"] = torch.zeros(batch, device=device, dtype=torch.long)
         return state
 
+    def plan(self, state: LayerState, tokens_BT: Tensor, read: Read) -> LactPlan:
+        """Waits for the device: which rows step when is decided here, on the host."""
+        batch, num_tokens = tokens_BT.shape[:2]
+        position_B = spread(state["position"], batch)
+        lengths = [num_tokens] * batch if read.lengths_B is None else read.lengths_B.tolist()
+        positions = position_B.tolist()
+        places_BT = position_B.unsqueeze(1) + torch.arange(num_tokens, device=position_B.device)
+        num_read: Tensor | int = num_tokens if read.lengths_B is None else read.lengths_B
+        if read.stops is not None:
+            num_read = torch.tensor(read.stops, device=position_B.device)
+        rounds = plan_rounds(positions, lengths, self.config.lact_chunk_size)
+        return LactPlan(positions, rounds, self._rotation(places_BT), position_B + num_read)
+
+    def plan_step(self, pool: LayerState, tokens_B: Tensor, rows_B: Tensor | None) -> LactPlan:
+        position_B = pool["position"] if rows_B is None else pool["position"][rows_B]
+        return self.plan({"position": position_B}, tokens_B.unsqueeze(1), Read())
+
     def forward(
         self,
         x_BTD: Tensor,
         state: LayerState,
         delta: LoraDelta | None,
-        lengths_B: Tensor | None,
-        stops: Sequence[int] | None,
-        writes: list[Tensor] | None = None,
+        read: Read,
     ) -> tuple[Tensor, LayerState]:
         cfg = self.config
         batch, num_tokens, _ = x_BTD.shape
-        lengths = [num_tokens] * batch if lengths_B is None else lengths_B.tolist()
-        positions = spread(state["position"], batch).tolist()
-        rounds = plan_rounds(positions, lengths, cfg.lact_chunk_size)
-        if any(part.closing for part in rounds):  # these rows part ways
+        plan: LactPlan = read.plan or self.plan(state, x_BTD[..., 0], read)
+        if any(part.closing for part in plan.rounds):  # these rows part ways
             state = {name: spread(tensor, batch) for name, tensor in state.items()}
         q_BTD, k_BTD, v_BTD = self.qkv(x_BTD, delta).chunk(3, -1)
         if cfg.attn_qk_norm:
             q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
         rates_BTR = self._rates(x_BTD, delta)
-        if writes is not None:
-            writes.append(rates_BTR[..., : 3 * cfg.num_lact_heads].detach().float().mean(-1))
+        if read.writes is not None:
+            read.writes.append(rates_BTR[..., : 3 * cfg.num_lact_heads].detach().float().mean(-1))
         with torch.autocast(x_BTD.device.type, enabled=False):
-            first_B1 = spread(state["position"], batch).unsqueeze(1)
-            angles = self._angles(first_B1 + torch.arange(num_tokens, device=x_BTD.device))
-            new = {"window_k": self._turn(k_BTD, angles), "window_v": v_BTD, "rates": rates_BTR}
+            turned_k_BTD = self._turn(k_BTD, plan.rotation)
+            new = {"window_k": turned_k_BTD, "window_v": v_BTD, "rates": rates_BTR}
             joined = {name: follow(state[name], tensor) for name, tensor in new.items()}
-            seen_BTD = self._attend(self._turn(q_BTD, angles), state, joined, positions)
-            q_BHTK = self._fast(q_BTD, 0, angles)
-            o_BHTK, memories = self._remember(q_BHTK, state, joined, rounds, positions)
+            turned_q_BTD = self._turn(q_BTD, plan.rotation)
+            seen_BTD = self._attend(turned_q_BTD, state, joined, plan.positions)
+            q_BHTK = self._fast(q_BTD, 0, plan.rotation)
+            o_BHTK, memories = self._remember(q_BHTK, state, joined, plan)
             o_BTHK = self.ttt_norm(o_BHTK.transpose(1, 2))
         if cfg.learnable_ttt_scale:
             o_BTHK = o_BTHK * F.silu(self.ttt_scale_proj(x_BTD, delta)).unsqueeze(-1)
         mixed_BTD = (seen_BTD + o_BTHK.flatten(-2)).to(x_BTD.dtype)
         new_state = {
-            name: tails(tensor, num_tokens, lengths_B, stops) for name, tensor in joined.items()
+            name: tails(tensor, num_tokens, read.lengths_B, read.stops)
+            for name, tensor in joined.items()
         }
-        read = num_tokens if lengths_B is None else lengths_B
-        read = read if stops is None else torch.tensor(stops, device=x_BTD.device)
-        new_state["position"] = spread(state["position"], batch) + read
-        if stops is None:
+        new_state["position"] = plan.new_positions.clone()  # every layer's own
+        if read.stops is None:
             new_state |= spread_memory(memories[-1:], batch)
         else:
-            ends = [part.ends[0] for part in rounds if part.closing]
-            at_stops = [memories[sum(end <= stop for end in ends)] for stop in stops]
-            new_state |= spread_memory(at_stops, len(stops))
+            ends = [part.ends[0] for part in plan.rounds if part.closing]
+            at_stops = [memories[sum(end <= stop for end in ends)] for stop in read.stops]
+            new_state |= spread_memory(at_stops, len(read.stops))
         return self.o_proj(mixed_BTD, delta), new_state
 
     def initial_weights(self) -> FastWeights:
@@ -187,14 +213,14 @@ class LactMixer(Mixer):
         decay = in_whole_vectors(torch.sigmoid, self.momentum_proj[0](x_BTD, delta).to(dtype))
         return torch.cat((rates, decay), -1)
 
-    def _angles(self, positions_BT: Tensor) -> Tensor:
+    def _rotation(self, positions_BT: Tensor) -> Rotation:
         cfg = self.config
         dtype = torch.promote_types(self.qkv.weight.dtype, torch.float32)
-        return rotary_angles(positions_BT, cfg.attn_head_dim, cfg.rope_theta, dtype)
+        return Rotation.of(positions_BT, cfg.attn_head_dim, cfg.rope_theta, dtype)
 
-    def _turn(self, x_BTD: Tensor, angles: Tensor) -> Tensor:
+    def _turn(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
         x_BTHK = torch.unflatten(x_BTD, -1, (self.config.num_attn_heads, -1))
-        return rotate(x_BTHK, angles).flatten(-2)
+        return rotate(x_BTHK, rotation).flatten(-2)
 
     def _attend(
         self,
@@ -230,15 +256,15 @@ class LactMixer(Mixer):
             o_BHTK = window_attention(q_BHTK, k_BHSK, v_BHSK, cfg.window_size, positions)
         return o_BHTK.transpose(1, 2).flatten(-2)
 
-    def _fast(self, x_BTD: Tensor, column: int, angles: Tensor) -> Tensor:
+    def _fast(self, x_BTD: Tensor, column: int, rotation: Rotation) -> Tensor:
         """Queries (column 0) or keys (1) of the fast weights: [B, H, T, K], float32 at least."""
         cfg = self.config
-        x_BTD = x_BTD.to(angles.dtype) * self.qk_scale[:, column] + self.qk_offset[:, column]
+        x_BTD = x_BTD.to(rotation.cos.dtype) * self.qk_scale[:, column] + self.qk_offset[:, column]
         if cfg.qkv_silu:
             x_BTD = F.silu(x_BTD)
         x_BTD = unit_norm(torch.unflatten(x_BTD, -1, (cfg.num_lact_heads, -1))).flatten(-2)
         if not cfg.ttt_nope:
-            x_BTD = self._turn(x_BTD, angles)
+            x_BTD = self._turn(x_BTD, rotation)
         return torch.unflatten(x_BTD, -1, (cfg.num_lact_heads, -1)).transpose(1, 2)
 
     def _remember(
@@ -246,23 +272,22 @@ class LactMixer(Mixer):
         q_BHTK: Tensor,
         state: LayerState,
         joined: dict[str, Tensor],
-        rounds: Sequence[Round],
-        positions: Sequence[int],
+        plan: LactPlan,
     ) -> tuple[Tensor, list[Memory]]:
         """What the fast weights say, [B, H, T, K]; the memory before, and after every step."""
         initial = self.initial_weights()
         num_rows = state["position"].shape[0]
-        before = positions[:: len(positions) // num_rows]
+        before = plan.positions[:: len(plan.positions) // num_rows]
         stepped = [position >= self.config.lact_chunk_size for position in before]
         memory = Memory.from_state(state, stepped)
         memories, outs = [memory], []
-        for part in rounds:
+        for part in plan.rounds:
             asked = q_BHTK[:, :, part.first : part.last]
             outs.append(read_fast_weights(memory.effective(initial), asked))
             if part.closing:
-                memory = self._step(memory, initial, joined, part, positions)
+                memory = self._step(memory, initial, joined, part, plan.positions)
                 memories.append(memory)
-        return join_rounds(outs, rounds, q_BHTK.shape[2]), memories
+        return join_rounds(outs, plan.rounds, q_BHTK.shape[2]), memories
 
     def _step(
         self,
@@ -288,8 +313,8 @@ class LactMixer(Mixer):
         rates_BCR = chunk("rates", size - 1)
         first = torch.tensor([positions[r] + e - size for r, e in zip(rows, ends, strict=True)])
         places_BC = first.unsqueeze(1) + torch.arange(size)
-        angles = self._angles(places_BC.to(k_BCD.device))
-        k_BHCK = self._fast(self._turn(k_BCD, -angles), 1, angles)
+        rotation = self._rotation(places_BC.to(k_BCD.device))
+        k_BHCK = self._fast(self._turn(k_BCD, rotation.back()), 1, rotation)
         v_BCD = v_BCD.to(k_BHCK.dtype)
         if cfg.qkv_silu and not cfg.no_v_silu:
             v_BCD = F.silu(v_BCD)

@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from imprint.models.generate import decode, generate_greedy, prefill
-from imprint.models.lact import LaCT
+from imprint.models.lact import LaCT, LactMixer, LactPlan
 from imprint.models.lact_config import LactConfig
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
@@ -191,6 +192,42 @@ def test_decoding_equals_reading(lact: LaCT) -> None:
             got.append(logits)
     assert_same([torch.stack(got, 1)], [lact.logits(hidden)[:, 6:]])
     assert_same(state.tensors(), right.tensors())
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0], None], ids=["all", "some", "unnamed"])
+def test_steps_in_place_equal_decoding_across_the_ends_of_chunks(
+    lact: LaCT, rows: list[int] | None
+) -> None:
+    pool = states_after(lact, (6, 8, 9))
+    others = [] if rows is None else [row for row in range(3) if row not in rows]
+    left_alone = pool.select(others)
+    document = tokens(3 if rows is None else len(rows), 20)
+    state = pool.clone() if rows is None else pool.select(rows)
+    index = None if rows is None else torch.tensor(rows)
+    for t in range(20):
+        logits, state = decode(lact, document[:, t], state)
+        assert_same([lact.logits(lact.step_(document[:, t], pool, index))], [logits])
+    own = pool if rows is None else pool.select(rows)
+    assert_same(own.tensors(), state.tensors())
+    assert_same(pool.select(others).tensors(), left_alone.tensors())
+
+
+def test_where_rows_are_is_asked_once_for_all_layers(
+    lact: LaCT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[LactPlan] = []
+    plan = LactMixer.plan
+
+    def counted(self: LactMixer, *args: Any) -> LactPlan:
+        plans.append(plan(self, *args))
+        return plans[-1]
+
+    monkeypatch.setattr(LactMixer, "plan", counted)
+    with torch.no_grad():
+        _, pool = lact(tokens(3, 12), lengths_B=torch.tensor([5, 12, 1]))
+    lact.step_(torch.tensor([1, 2]), pool, torch.tensor([2, 0]))
+    assert [list(plan.positions) for plan in plans] == [[0, 0, 0], [1, 5]]
+    assert lact.config.num_hidden_layers == 2
 
 
 def test_greedy_generation_follows_the_argmax(lact: LaCT) -> None:

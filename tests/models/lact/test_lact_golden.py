@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from imprint.models.architecture import Read
 from imprint.models.checkpoint import load_model
 from imprint.models.lact import LactMixer
 from imprint.models.lact_config import LactConfig
@@ -76,7 +77,7 @@ def test_layers_equal_the_published_code_in_float64(variant: str, piece_tokens: 
     x = tensors["x"].requires_grad_()
     state, pieces = mixer.init_state(x.shape[0], x.device, x.dtype), []
     for piece in x.split(piece_tokens, 1):
-        y, state = mixer(piece, state, None, None, None)
+        y, state = mixer(piece, state, None, Read())
         pieces.append(y)
     y = torch.cat(pieces, 1)
     torch.testing.assert_close(y, tensors["y"], rtol=1e-9, atol=1e-9)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imprint.models.attention import (
-    rotary_angles,
+    Rotation,
     rotate,
     shared_window_attention,
     window_attention,
@@ -77,13 +77,14 @@ def test_window_attention(window: int, num_tokens: int, shared: bool) -> None:
 
 def test_rotation_goes_back_and_keeps_products_of_equal_distance() -> None:
     x, y = randn(1, 3, 2, 8), randn(1, 3, 2, 8, seed=1)
-    angles = rotary_angles(torch.tensor([[0, 5, 900]]), 8, 1e4, torch.float64)
-    torch.testing.assert_close(rotate(rotate(x, angles), -angles), x, rtol=0, atol=1e-12)
-    assert torch.equal(rotate(x, angles)[:, 0], x[:, 0])
-    later = rotary_angles(torch.tensor([[7, 12, 907]]), 8, 1e4, torch.float64)
-    products = [(rotate(x, a)[0, 0] * rotate(y, a)[0, 1]).sum() for a in (angles, later)]
+    rotation = Rotation.of(torch.tensor([[0, 5, 900]]), 8, 1e4, torch.float64)
+    turned = rotate(x, rotation)
+    torch.testing.assert_close(rotate(turned, rotation.back()), x, rtol=0, atol=1e-12)
+    assert torch.equal(turned[:, 0], x[:, 0])
+    later = Rotation.of(torch.tensor([[7, 12, 907]]), 8, 1e4, torch.float64)
+    products = [(rotate(x, r)[0, 0] * rotate(y, r)[0, 1]).sum() for r in (rotation, later)]
     torch.testing.assert_close(products[1], products[0], rtol=1e-10, atol=1e-10)
-    assert rotate(x.bfloat16(), angles.float()).dtype == torch.bfloat16
+    assert rotate(x.bfloat16(), Rotation(*(t.float() for t in rotation))).dtype == torch.bfloat16
 
 
 def fast_weights(rows: int, seed: int) -> FastWeights:
