@@ -39,8 +39,13 @@ class PretrainConfig:
     warmup_steps: int = 100
     decay_fraction: float = 0.25
     """The last part of all tokens, over which the rate falls linearly to a twentieth."""
+    start_share: float = 0.0
+    """How much of the weights that the run began with is in those that it leaves: the mean of both
+    ends keeps of what came before and has of what is new (arXiv 2109.01903)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.start_share < 1:
+            raise ValueError(f"start_share must lie in [0, 1), got {self.start_share}")
         if not self.stages:
             raise ValueError("a run needs at least one [[stages]] table")
         ends = [stage.until_tokens for stage in self.stages]

@@ -113,6 +113,16 @@ def weighted_loss(model: DeltaNet, tokens_BT: Tensor, weights_BT: Tensor) -> tup
     return (losses_N * weights_N).sum(), right_BT
 
 
+@torch.no_grad()
+def mean_of(start: DeltaNet, end: DeltaNet, *, share: float) -> DeltaNet:
+    """`start`, overwritten with `share` of itself and the rest of `end`, both as they would ship:
+    in bfloat16."""
+    for weight, other in zip(start.parameters(), end.parameters(), strict=True):
+        first, second = (w.bfloat16().double() for w in (weight, other))
+        weight.copy_(share * first + (1 - share) * second)
+    return start
+
+
 def _load(folder: Path) -> DeltaNet:
     model = load_model(folder)
     if not isinstance(model, DeltaNet):
@@ -133,6 +143,8 @@ class Pretraining:
         questions: Path | None = None,
         threads: int = 1,
     ) -> None:
+        if config.start_share > 0 and init is None:
+            raise ValueError("start_share is a share of the weights of --init: give it")
         self.config, self.out, self.init, self.threads = config, out, init, threads
         self.pool = ThreadPoolExecutor(threads)
         prose = Prose(corpus, max_chars=config.max_corpus_chars, seed=config.seed)
@@ -163,11 +175,7 @@ class Pretraining:
             self.seconds = saved["seconds"]
             log.info("going on at step %d, %d tokens", self.step, self.num_tokens)
         elif self.init is not None:
-            model = _load(self.init)
-            if is_deeper(self.config.model, than=model.config):
-                model = grow(model, self.config.model.num_hidden_layers)
-            if model.config != self.config.model:
-                raise ValueError(f"{self.init} is of another shape than [model] of the run's file")
+            model = self._start(self.init)
         else:
             model = DeltaNet(self.config.model)
             model.reset_parameters(self.config.seed)
@@ -177,11 +185,21 @@ class Pretraining:
             self.optimizers.restore(self.checkpoints.optimizer_state())
         return model
 
+    def _start(self, init: Path) -> DeltaNet:
+        """The weights that a run from `init` begins with."""
+        model = _load(init)
+        if is_deeper(self.config.model, than=model.config):
+            model = grow(model, self.config.model.num_hidden_layers)
+        if model.config != self.config.model:
+            raise ValueError(f"{init} is of another shape than [model] of the run's file")
+        return model
+
     def _refuse_another_run(self, saved: dict[str, Any]) -> None:
         """Samples, rates and stages follow from the configuration: with another one the run would
         end neither where it was to end nor where one from the beginning does."""
         mine = self.config.to_dict()
-        theirs = saved.get("config", mine)  # earlier versions did not write it down
+        # earlier versions did not write it down, or knew nothing of start_share
+        theirs = {"start_share": 0.0, **saved.get("config", mine)}
         for name in mine:
             if mine[name] != theirs.get(name):
                 raise RunFolderError(
@@ -242,7 +260,10 @@ class Pretraining:
     def export(self) -> None:
         """Write `<out>/final`: the checkpoint as it ships, bfloat16 weights and the tokenizer."""
         final = self.out / "final"
-        save_model(self.model, final, dtype=torch.bfloat16)
+        model = self.model
+        if self.config.start_share > 0 and self.init is not None:
+            model = mean_of(self._start(self.init), model, share=self.config.start_share)
+        save_model(model, final, dtype=torch.bfloat16)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(self.out / name, final / name)
 

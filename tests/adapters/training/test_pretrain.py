@@ -97,6 +97,9 @@ def test_a_run_goes_on_with_its_own_file_only(
     # what an earlier version has written goes on
     file = tmp_path / "run" / "checkpoint" / "progress.json"
     saved = json.loads(file.read_text())
+    del saved["progress"]["config"]["start_share"]
+    file.write_text(json.dumps(saved))
+    assert Pretraining(config, files, tmp_path / "run").step == 1
     del saved["progress"]["config"]
     file.write_text(json.dumps(saved))
     assert Pretraining(config, files, tmp_path / "run").step == 1
@@ -152,6 +155,36 @@ def test_a_run_can_start_from_a_shallower_checkpoint(
     again = Pretraining(config, files, tmp_path / "second", init=tmp_path / "first" / "final")
     assert again.step == 1
     torch.testing.assert_close(again.model.state_dict(), second.model.state_dict())
+
+
+def test_what_a_run_leaves_can_be_the_mean_of_its_two_ends(
+    config_file: Path, corpus: Path, tmp_path: Path
+) -> None:
+    files = sorted(corpus.glob("*.zst"))
+    plain = PretrainConfig.load(config_file)
+    Pretraining(plain, files, tmp_path / "first").run()
+    start = tmp_path / "first" / "final"
+    config = dataclasses.replace(plain, start_share=0.25, seed=4)
+    run = Pretraining(config, files, tmp_path / "run", init=start)
+    run.run()
+    pairs = (load_model(start).state_dict(), load_model(tmp_path / "run" / "checkpoint"))
+    before, after = pairs[0], pairs[1].state_dict()
+    left = load_model(tmp_path / "run" / "final").state_dict()
+    for name, weight in left.items():
+        end = after[name].bfloat16().double()
+        mean = 0.25 * before[name].double() + 0.75 * end
+        assert torch.equal(weight, mean.bfloat16().float()), name
+    assert any(not torch.equal(left[name], after[name].bfloat16().float()) for name in left)
+    again = Pretraining(config, files, tmp_path / "run", init=start)
+    again.export()  # of a run that had ended before
+    assert all(
+        torch.equal(weight, left[name])
+        for name, weight in load_model(tmp_path / "run" / "final").state_dict().items()
+    )
+    with pytest.raises(ValueError, match="--init"):
+        Pretraining(config, files, tmp_path / "run")
+    with pytest.raises(ValueError, match="start_share must lie"):
+        dataclasses.replace(plain, start_share=1.0)
 
 
 def test_the_bundled_models_parts_follow_from_each_other() -> None:
