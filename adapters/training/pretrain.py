@@ -29,7 +29,7 @@ from imprint.adapters.training.reading_tasks import Passages
 from imprint.adapters.training.samples import Sample
 from imprint.adapters.training.tasks import Tasks
 from imprint.adapters.training.tokenizer import train_tokenizer
-from imprint.models.checkpoint import load_model, save_model
+from imprint.models.checkpoint import load_model, save_model, weights_hash
 from imprint.models.deltanet import DeltaNet, DeltaNetMixer
 from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
 from imprint.models.tokenizer import load_tokenizer
@@ -168,14 +168,17 @@ class Pretraining:
     def _restore(self) -> DeltaNet:
         self.checkpoints.recover()
         saved = self.checkpoints.progress()
+        self.start_hash: str | None = None
         if saved is not None:
             self._refuse_another_run(saved)
+            self.start_hash = saved.get("start_hash")
             model = _load(self.checkpoints.folder)
             self.step, self.num_tokens = saved["step"], saved["num_tokens"]
             self.seconds = saved["seconds"]
             log.info("going on at step %d, %d tokens", self.step, self.num_tokens)
         elif self.init is not None:
             model = self._start(self.init)
+            self.start_hash = weights_hash(model)
         else:
             model = DeltaNet(self.config.model)
             model.reset_parameters(self.config.seed)
@@ -214,6 +217,7 @@ class Pretraining:
             "num_tokens": self.num_tokens,
             "seconds": self.seconds,
             "config": self.config.to_dict(),
+            "start_hash": self.start_hash,
         }
         self.checkpoints.save(
             self.model.config,
@@ -262,7 +266,10 @@ class Pretraining:
         final = self.out / "final"
         model = self.model
         if self.config.start_share > 0 and self.init is not None:
-            model = mean_of(self._start(self.init), model, share=self.config.start_share)
+            start = self._start(self.init)
+            if self.start_hash not in (None, weights_hash(start)):
+                raise RunFolderError(f"{self.out} was begun from other weights than {self.init}")
+            model = mean_of(start, model, share=self.config.start_share)
         save_model(model, final, dtype=torch.bfloat16)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(self.out / name, final / name)
