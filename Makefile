@@ -49,7 +49,7 @@ rehearsal: $(READY) ## the commands of the Dockerfile in a clean root, without a
 	$(BIN)/python deploy/rehearse_image.py
 
 # The parts of the bundled model's training, each from where the one before it ended.
-PARTS := imprint-tiny imprint-tiny-longer imprint-tiny-lists imprint-tiny-deeper imprint-tiny-wordings imprint-tiny-retention
+PARTS := imprint-tiny imprint-tiny-longer imprint-tiny-lists imprint-tiny-deeper imprint-tiny-wordings imprint-tiny-retention imprint-tiny-sentences
 
 model: $(READY) ## train the bundled model from nothing: hours; goes on where it stopped (CORPUS=folder QUESTIONS=file RUNS=folder)
 	@$(if $(and $(CORPUS),$(QUESTIONS),$(RUNS)),:,$(error give CORPUS=folder QUESTIONS=file RUNS=folder))
