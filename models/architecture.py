@@ -63,18 +63,19 @@ class Mixer(nn.Module, ABC):
     ) -> tuple[Tensor, LayerState]:
         """Mix T >= 1 normalised inputs into `state`; see `FastWeightModel.forward`."""
 
-    def plan(self, state: LayerState, tokens_BT: Tensor, read: Read) -> Any:
+    def plan(self, state: LayerState, shape: Sequence[int], read: Read) -> Any:
         """What follows from where the rows are, which is the same in every layer: worked out from
-        the first layer's state, once a call, since it may have to wait for the device."""
+        the first layer's state for a read of `shape` (B, T), once a call, since it may have to wait
+        for the device."""
+        return None
+
+    def plan_step(self, pool: LayerState, rows_B: Tensor | None) -> Any:
+        """The same for `step_`."""
         return None
 
     same_work_each_step: ClassVar[bool] = False
     """Whether `step_` runs the same kernels whatever the state holds, and never waits for the
     device: what a CUDA graph needs."""
-
-    def plan_step(self, pool: LayerState, tokens_B: Tensor, rows_B: Tensor | None) -> Any:
-        """The same for `step_`."""
-        return None
 
     def step_(
         self,
@@ -219,7 +220,7 @@ class FastWeightModel(nn.Module):
         if delta is not None and lengths_B is not None:
             delta = delta.over(lengths_B)
         read = Read(lengths_B, stops, writes)
-        read = replace(read, plan=self._first_mixer.plan(state.layers[0], tokens_BT, read))
+        read = replace(read, plan=self._first_mixer.plan(state.layers[0], tokens_BT.shape, read))
         x_BTD = self.model.embeddings(tokens_BT)
         new_layers = []
         for layer, layer_state in zip(self.model.layers, state.layers, strict=True):
@@ -242,7 +243,7 @@ class FastWeightModel(nn.Module):
         must differ, except for padding that nobody reads; those not named are left alone. After an
         error they mean nothing.
         """
-        plan = self._first_mixer.plan_step(pool.layers[0], tokens_B, rows_B)
+        plan = self._first_mixer.plan_step(pool.layers[0], rows_B)
         x_BD = self.model.embeddings(tokens_B)
         for layer, layer_pool in zip(self.model.layers, pool.layers, strict=True):
             assert isinstance(layer, Layer)

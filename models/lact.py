@@ -135,9 +135,9 @@ class LactMixer(Mixer):
         state["position"] = torch.zeros(batch, device=device, dtype=torch.long)
         return state
 
-    def plan(self, state: LayerState, tokens_BT: Tensor, read: Read) -> LactPlan:
+    def plan(self, state: LayerState, shape: Sequence[int], read: Read) -> LactPlan:
         """Waits for the device: which rows step when is decided here, on the host."""
-        batch, num_tokens = tokens_BT.shape[:2]
+        batch, num_tokens = shape
         position_B = spread(state["position"], batch)
         lengths = [num_tokens] * batch if read.lengths_B is None else read.lengths_B.tolist()
         positions = position_B.tolist()
@@ -148,9 +148,9 @@ class LactMixer(Mixer):
         rounds = plan_rounds(positions, lengths, self.config.lact_chunk_size)
         return LactPlan(positions, rounds, self._rotation(places_BT), position_B + num_read)
 
-    def plan_step(self, pool: LayerState, tokens_B: Tensor, rows_B: Tensor | None) -> LactPlan:
+    def plan_step(self, pool: LayerState, rows_B: Tensor | None) -> LactPlan:
         position_B = pool["position"] if rows_B is None else pool["position"][rows_B]
-        return self.plan({"position": position_B}, tokens_B.unsqueeze(1), Read())
+        return self.plan({"position": position_B}, (len(position_B), 1), Read())
 
     def forward(
         self,
@@ -161,7 +161,7 @@ class LactMixer(Mixer):
     ) -> tuple[Tensor, LayerState]:
         cfg = self.config
         batch, num_tokens, _ = x_BTD.shape
-        plan: LactPlan = read.plan or self.plan(state, x_BTD[..., 0], read)
+        plan: LactPlan = read.plan or self.plan(state, (batch, num_tokens), read)
         if any(part.closing for part in plan.rounds):  # these rows part ways
             state = {name: spread(tensor, batch) for name, tensor in state.items()}
         q_BTD, k_BTD, v_BTD = self.qkv(x_BTD, delta).chunk(3, -1)

@@ -171,7 +171,7 @@ class Pretraining:
         self.start_hash: str | None = None
         if saved is not None:
             self._refuse_another_run(saved)
-            self.start_hash = saved.get("start_hash")
+            self._refuse_another_start(saved)
             model = _load(self.checkpoints.folder)
             self.step, self.num_tokens = saved["step"], saved["num_tokens"]
             self.seconds = saved["seconds"]
@@ -209,6 +209,17 @@ class Pretraining:
                     f"{self.out} was begun with another {name!r}; give the file that it was begun "
                     f"with, or another folder and --init {self.checkpoints.folder}"
                 )
+
+    def _refuse_another_start(self, saved: dict[str, Any]) -> None:
+        """What it leaves has a share of the weights that it was begun with, and of no others."""
+        self.start_hash = saved.get("start_hash")  # earlier versions did not write it down
+        if self.config.start_share == 0 or self.init is None or self.start_hash is None:
+            return
+        if weights_hash(self._start(self.init)) != self.start_hash:
+            raise RunFolderError(
+                f"{self.out} was begun from other weights than those of {self.init}; give the "
+                "--init that it was begun with"
+            )
 
     def save(self) -> None:
         """Replace the checkpoint."""
@@ -266,10 +277,7 @@ class Pretraining:
         final = self.out / "final"
         model = self.model
         if self.config.start_share > 0 and self.init is not None:
-            start = self._start(self.init)
-            if self.start_hash not in (None, weights_hash(start)):
-                raise RunFolderError(f"{self.out} was begun from other weights than {self.init}")
-            model = mean_of(start, model, share=self.config.start_share)
+            model = mean_of(self._start(self.init), model, share=self.config.start_share)
         save_model(model, final, dtype=torch.bfloat16)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(self.out / name, final / name)

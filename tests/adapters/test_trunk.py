@@ -156,28 +156,26 @@ def check_trunk(
     return result
 
 
+@pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("full", [True, False], ids=["weights", "delta"])
 @pytest.mark.parametrize(
-    ("length", "places", "group_size"),
+    ("length", "places"),
     [
-        pytest.param(length, places, size, id=f"{name}-{size}")
-        for name, length, places, group_size in (
-            ("selected", 60, None, 4),
-            ("edges", 64, [16, 32, 33, 61], 4),  # of segments, and just after one
-            ("shared_segment", 50, [18, 20, 31, 40], 2),  # two and three in one
-            ("ends", 70, [1, 2, 15, 67], 2),  # the first positions there are, and the last
-            ("short", 14, [3, 5, 9, 11], 2),  # a document shorter than a segment
-        )
-        for size in (1, group_size)
+        (60, None),
+        (64, [16, 32, 33, 61]),  # at segment edges, and just after one
+        (50, [18, 20, 31, 40]),  # two and three in one segment
+        (70, [1, 2, 15, 67]),  # the first positions there are, and the last
+        (14, [3, 5, 9, 11]),  # a document shorter than a segment
     ],
+    ids=["selected", "edges", "shared_segment", "ends", "short"],
 )
 def test_continue(
     oracle: ModuleType,
     model: FastWeightModel,
+    group_size: int,
     full: bool,
     length: int,
     places: list[int] | None,
-    group_size: int,
 ) -> None:
     check_trunk(oracle, model, length, full, places=places, group_size=group_size, advantage="grpo")
 
@@ -238,17 +236,17 @@ def read_all(model: FastWeightModel, tokens_T: Tensor, config: RefineConfig) -> 
     return run_calls(read_segments(model, tokens_T, segment_tokens=config.segment_tokens))
 
 
+@pytest.mark.parametrize(("group_size", "lambda_ntp"), [(4, 1.0), (1, 0.0)])
 @pytest.mark.parametrize(
-    ("segment_tokens", "branches", "group_size", "lambda_ntp"),
+    ("segment_tokens", "branches"),
     [
-        pytest.param(tokens, branches, size, lambda_ntp, id=f"{name}-{branches}-{size}")
-        for name, tokens, group_size, kinds in (
-            ("split", 16, 4, ("recall", "continue", "mixed")),
-            ("deltas", 64, 2, ("mixed",)),
-            ("at_once", 512, 2, ("recall", "continue")),
+        pytest.param(tokens, branches, id=f"{name}-{branches}")
+        for name, tokens, kinds in (
+            ("split", 16, ("recall", "continue", "mixed")),
+            ("deltas", 64, ("mixed",)),
+            ("at_once", 512, ("recall", "continue")),
         )
         for branches in kinds
-        for size, lambda_ntp in ((group_size, 1.0), (1, 0.0))
     ],
 )
 def test_query_lora(
