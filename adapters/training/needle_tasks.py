@@ -15,6 +15,7 @@ from imprint.adapters.evaluation.wordings import RULER, TRAINING, Wording, join_
 from imprint.adapters.evaluation.words import ADJECTIVES, NOUNS
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.phrases import phrase
+from imprint.adapters.training.rereading import NUM_PASSAGES, reread
 from imprint.adapters.training.samples import PROSE_WEIGHT, Sample
 from imprint.adapters.training.sentence_wordings import cut
 from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
@@ -24,8 +25,6 @@ _NUM_ASKED = (1, 2, 3, 4, 4, 4, 4, 4)
 """How many keys a question asks for at once, where it may ask for several."""
 _NUM_VALUES = (2, 3, 4, 4, 4, 4)
 """How many values a key has, where it has several."""
-_NUM_PASSAGES = 4
-"""How many passages are read again before a question, where they are."""
 
 Held = tuple[Wording, str, list[str]]
 """A wording, a key (or several, joined), and its values in the order in which they are asked."""
@@ -150,7 +149,7 @@ class NeedleTasks:
         head = self.tokenizer.encode(intro + "\n") if intro and rng.random() < 0.7 else []
         spent = len(head) + sum(map(len, needles))
         spent += sum(len(prompt) + sum(map(len, parts)) for prompt, parts in asked)
-        spent += len(groups) * _NUM_PASSAGES * (passage_tokens + 1) if again else 0
+        spent += len(groups) * NUM_PASSAGES * (passage_tokens + 1) if again else 0
         pieces = self._pieces(rng, length - spent)
         places = sorted(rng.randint(0, len(pieces)) for _ in needles)
         for place, needle in reversed(list(zip(places, needles, strict=True))):
@@ -158,12 +157,13 @@ class NeedleTasks:
         document = head + [token for piece in pieces for token in piece]
         offsets = list(accumulate(map(len, pieces), initial=len(head)))
         starts = [offsets[place + i] for i, place in enumerate(places)]
+        line_break = self.tokenizer.encode("\n")
         sample = Sample()
         sample.add(document, PROSE_WEIGHT)
         for (prompt, parts), (_, _, values) in zip(asked, groups, strict=True):
             if again:
                 wanted = [s for s, row in zip(starts, hidden, strict=True) if row[2] in values]
-                sample.add(self._again(rng, document, wanted, passage_tokens), 0.0)
+                sample.add(reread(rng, document, wanted, passage_tokens, line_break), 0.0)
             sample.add(prompt, 0.0)
             sample.add_answer(parts)
         return sample
@@ -190,23 +190,6 @@ class NeedleTasks:
         ]
         rng.shuffle(held)
         return held
-
-    def _again(
-        self, rng: random.Random, document: list[int], wanted: list[int], size: int
-    ) -> list[int]:
-        """Passages of `size` tokens in the document's order, a line each: what begins at `wanted`
-        is somewhere in them, mostly."""
-        last = max(len(document) - size, 0)
-        kept = [start for start in wanted if rng.random() < 0.95]
-        kept = [min(max(start - rng.randint(0, size // 2), 0), last) for start in kept]
-        kept += [rng.randint(0, last) for _ in range(_NUM_PASSAGES - len(kept))]
-        chosen: list[int] = []
-        for start in kept[:_NUM_PASSAGES]:
-            if all(abs(start - other) >= size for other in chosen):
-                chosen.append(start)
-        line_break = self.tokenizer.encode("\n")
-        passages = [[*line_break, *document[start : start + size]] for start in sorted(chosen)]
-        return [token for passage in passages for token in passage]
 
     def _pieces(self, rng: random.Random, room: int) -> list[list[int]]:
         """Sentences as tokens, as many as fit into `room` tokens."""

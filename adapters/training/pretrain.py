@@ -25,7 +25,7 @@ from imprint.adapters.training.config import PretrainConfig
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.growth import grow, is_deeper
 from imprint.adapters.training.optimizers import Optimizers
-from imprint.adapters.training.reading_tasks import Passages
+from imprint.adapters.training.reading_tasks import Excerpts, Passages
 from imprint.adapters.training.samples import Sample
 from imprint.adapters.training.tasks import Tasks
 from imprint.adapters.training.tokenizer import train_tokenizer
@@ -157,8 +157,9 @@ class Pretraining:
         if not (out / "tokenizer.json").exists():
             log.info("training a tokenizer of %d tokens", config.model.vocab_size)
             train_tokenizer(tokenizer_texts(prose, config.seed), config.model.vocab_size, out)
-        passages = Passages(read_questions(questions)) if questions is not None else None
-        self.tasks = Tasks(prose, load_tokenizer(out), passages)
+        asked = read_questions(questions) if questions is not None else []
+        passages = Passages(asked) if asked else None
+        self.tasks = Tasks(prose, load_tokenizer(out), passages, Excerpts(asked))
         self.step = self.num_tokens = 0
         self.seconds = 0.0
         self.checkpoints = Checkpoints(out)

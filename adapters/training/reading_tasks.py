@@ -73,6 +73,47 @@ class Passages:
         return Asked("\n\n".join(texts), questions)
 
 
+class Excerpts:
+    """Parts of passages that are too long for `Passages`, with the questions that are answered
+    in them: those whose answer stands in the whole passage once."""
+
+    def __init__(self, questions: Sequence[FileQuestion], *, least_chars: int = 3000) -> None:
+        """Passages of up to `least_chars` characters are left out."""
+        self._asked: dict[str, list[tuple[int, str, str]]] = {}
+        for item in questions:
+            if len(item.context) <= least_chars:
+                continue
+            context = item.context.lower()
+            answers = [a for a in item.answers if context.count(a.lower()) == 1]
+            answers = [a for a in answers if len(a) <= _MOST_ANSWER_CHARS and "\n" not in a]
+            if answers:
+                answer = min(answers, key=len)
+                place = context.index(answer.lower())
+                pairs = self._asked.setdefault(item.context, [])
+                pairs.append((place, item.question.strip(), answer))
+        self._contexts = list(self._asked)
+
+    def __bool__(self) -> bool:
+        return bool(self._contexts)
+
+    def draw(self, rng: random.Random, num_chars: int) -> Asked:
+        """About `num_chars` characters, which begin and end between words, and the questions that
+        they answer, shuffled."""
+        context = rng.choice(self._contexts)
+        middle, _, _ = rng.choice(self._asked[context])
+        start = max(min(middle - rng.randint(0, num_chars), len(context) - num_chars), 0)
+        start = context.find(" ", start) + 1 if start else 0
+        stop = context.rfind(" ", start, start + num_chars)
+        stop = len(context) if start + num_chars >= len(context) or stop < 0 else stop
+        held = [
+            (question, answer)
+            for place, question, answer in self._asked[context]
+            if start <= place and place + len(answer) <= stop
+        ]
+        rng.shuffle(held)
+        return Asked(context[start:stop], held)
+
+
 def chain(rng: random.Random, num_tokens: Callable[[str], int], length: int) -> tuple[str, str]:
     """A chain of variables as RULER hides it, with the start of its answer; and that answer."""
     sample = build_tracking(

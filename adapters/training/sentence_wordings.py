@@ -55,12 +55,17 @@ KEPT_FOR_REPORTS = _meanings()
 """Words of four letters or more of the wordings for reports, without those that say nothing."""
 
 
+def names_a_report(text: str) -> bool:
+    """Whether one of `KEPT_FOR_REPORTS` is in it."""
+    return not KEPT_FOR_REPORTS.isdisjoint(_WORD.findall(text.lower()))
+
+
 def cut(rng: random.Random, sentences: Sequence[str]) -> Wording | None:
     """A wording out of one of the sentences; None where none of them serves."""
     for _ in range(_TRIES):
         words = rng.choice(sentences).rstrip(".!?").split()
         usable = _LEAST_WORDS <= len(words) <= _MOST_WORDS and all(map(_PLAIN.fullmatch, words))
-        if usable and not KEPT_FOR_REPORTS.intersection(_WORD.findall(" ".join(words).lower())):
+        if usable and not names_a_report(" ".join(words)):
             return _around(rng, words)
     return None
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from imprint.adapters.training.cloze_tasks import ClozeTasks
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.needle_tasks import NeedleTasks
-from imprint.adapters.training.reading_tasks import Passages, chain, short_chain
+from imprint.adapters.training.reading_tasks import Excerpts, Passages, chain, short_chain
 from imprint.adapters.training.samples import PROSE_WEIGHT, Sample
 from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
 from imprint.models.tokenizer import Tokenizer
@@ -20,18 +21,24 @@ PROSE_SHARE = 0.25
 """Share of the prose that is predicted at all; the rest would cost as much and teach little."""
 
 _SHORTEST_TRACKING = 512
+_SHORTEST_EXCERPT = 192
 
 
 class Tasks:
     """Draws samples; `rng` and the arguments decide everything."""
 
     def __init__(
-        self, prose: Prose, tokenizer: Tokenizer, passages: Passages | None = None
+        self,
+        prose: Prose,
+        tokenizer: Tokenizer,
+        passages: Passages | None = None,
+        excerpts: Excerpts | None = None,
     ) -> None:
-        """The kind `questions` needs passages."""
+        """The kind `questions` needs passages, the kind `excerpts` needs excerpts."""
         self.prose = prose
         self.tokenizer = tokenizer
         self.passages = passages
+        self.excerpted = excerpts
         needles = NeedleTasks(prose, tokenizer)
         self.kinds: dict[str, Callable[[random.Random, int], Sample]] = {
             "repeat": self.repeat,
@@ -47,7 +54,9 @@ class Tasks:
             "sentences": needles.sentences,
             "tracking": self.tracking,
             "chains": self.chains,
+            "clozes": ClozeTasks(prose, tokenizer).clozes,
             "questions": self.questions,
+            "excerpts": self.excerpts,
             "prose": self.plain_prose,
         }
 
@@ -138,6 +147,23 @@ class Tasks:
             asked = self.passages.draw(rng, self._num_tokens, room)
             if asked is None:
                 break
+            sample.add(self.tokenizer.encode(asked.document), PROSE_WEIGHT)
+            for question, answer in asked.questions:
+                self._ask(sample, question, answer)
+            sample.add(self.tokenizer.encode("\n"), 0.0)
+        return sample
+
+    def excerpts(self, rng: random.Random, length: int) -> Sample:
+        """Parts of long passages, then the questions that they answer. Raises ValueError without a
+        file that has such."""
+        if not self.excerpted:
+            raise ValueError(
+                "the kind 'excerpts' needs questions about passages of 3000 characters"
+            )
+        sample = Sample()
+        while (room := length - len(sample.tokens)) > _SHORTEST_EXCERPT:
+            share = 1.0 if rng.random() < 0.5 else rng.uniform(0.3, 1.0)
+            asked = self.excerpted.draw(rng, int(max(room * share, _SHORTEST_EXCERPT) * 2.5))
             sample.add(self.tokenizer.encode(asked.document), PROSE_WEIGHT)
             for question, answer in asked.questions:
                 self._ask(sample, question, answer)

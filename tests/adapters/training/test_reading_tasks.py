@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from imprint.adapters.evaluation.question_files import FileQuestion
-from imprint.adapters.training.reading_tasks import Passages, chain, short_chain
+from imprint.adapters.training.reading_tasks import Excerpts, Passages, chain, short_chain
 from imprint.adapters.training.tasks import Tasks
+from imprint.models.tokenizer import load_tokenizer
+
+MODEL = Path(__file__).parents[3] / "models" / "pretrained" / "imprint-tiny"
 
 FACTS = [
     FileQuestion(
@@ -19,6 +23,16 @@ FACTS = [
     )
     for town, year in (("Alder", 1712), ("Birch", 1803), ("Cedar", 1866))
 ]
+
+
+STORY = FileQuestion(
+    context=" ".join(
+        f"On day {number} the carter brought {number * 37} loaves to the inn of the village."
+        for number in range(101, 200)
+    ),
+    question="How many loaves were brought on day 150?",
+    answers=("5550",),
+)
 
 
 def test_passages_come_with_all_their_questions() -> None:
@@ -39,6 +53,22 @@ def test_answers_that_cannot_be_read_off_are_left_out() -> None:
     with pytest.raises(ValueError, match="no question has a short answer"):
         Passages(bad)
     assert Passages([*bad, FACTS[0]]).draw(random.Random(0), len, 40) is None
+
+
+def test_a_part_of_a_long_passage_has_the_questions_that_it_answers() -> None:
+    again = FileQuestion(context=STORY.context, question="Where to?", answers=("the inn",))
+    excerpts = Excerpts([*FACTS, STORY, again])
+    asked = [excerpts.draw(random.Random(seed), 900) for seed in range(200)]
+    assert all(item.questions == [(STORY.question, "5550")] for item in asked if item.questions)
+    assert sum(bool(item.questions) for item in asked) > 150
+    for item in asked:
+        assert 800 < len(item.document) <= 900
+        assert item.document in STORY.context
+        assert item.document.split()[0] in STORY.context.split()
+        assert item.document.split()[-1] in STORY.context.split()
+        assert bool(item.questions) == ("5550" in item.document.split())
+    assert excerpts.draw(random.Random(0), 10**6).document == STORY.context
+    assert not Excerpts([*FACTS, again])
 
 
 def test_chains_end_with_their_names() -> None:
@@ -66,6 +96,20 @@ def test_samples_have_the_asked_length_and_something_to_answer(
         assert any(weight >= 1.0 for weight in sample.weights)
 
 
+@pytest.mark.parametrize("length", [500, 2000])
+def test_parts_of_long_passages_are_followed_by_their_questions(tasks: Tasks, length: int) -> None:
+    tokenizer = load_tokenizer(MODEL)  # one whose tokens are as long as in real runs
+    tasks = Tasks(tasks.prose, tokenizer, Passages(FACTS), Excerpts([STORY]))
+    for seed in range(3):
+        sample = tasks.draw("excerpts", random.Random(seed), length)
+        assert len(sample.tokens) == len(sample.weights) == length
+        text, asked, _ = tokenizer.decode(sample.tokens).partition(f"\nQuestion: {STORY.question}")
+        assert asked
+        assert "5550" in text
+        answer = [t for t, w in zip(sample.tokens, sample.weights, strict=True) if w >= 1.0]
+        assert tokenizer.decode(answer).startswith(" 5550\n")
+
+
 def test_several_keys_are_asked_for_together(tasks: Tasks) -> None:
     text = "".join(
         tasks.tokenizer.decode(tasks.draw("queries", random.Random(seed), 1200).tokens)
@@ -78,3 +122,7 @@ def test_several_keys_are_asked_for_together(tasks: Tasks) -> None:
 def test_questions_need_a_file(tasks: Tasks) -> None:
     with pytest.raises(ValueError, match="needs a file of questions"):
         tasks.draw("questions", random.Random(0), 100)
+    for excerpts in (None, Excerpts(FACTS)):
+        without = Tasks(tasks.prose, tasks.tokenizer, Passages(FACTS), excerpts)
+        with pytest.raises(ValueError, match="passages of 3000 characters"):
+            without.draw("excerpts", random.Random(0), 300)
