@@ -124,11 +124,10 @@ def _of_this_process() -> Faults | None:
     return Faults(faults) if faults else None
 
 
-def for_worker(environ: Mapping[str, str], name: str) -> dict[str, str]:
-    """The environment of a worker process: with its own faults, if any, and nobody else's."""
+def for_worker(environ: Mapping[str, str], name: str) -> str:
+    """The plan of a worker process: its own faults, and nobody else's; empty where it has none."""
     own = [fault for fault in parse(environ.get(VARIABLE, "")) if fault.concerns(name)]
-    rest = {key: value for key, value in environ.items() if key != VARIABLE}
-    return {**rest, VARIABLE: ",".join(map(_as_own, own))} if own else rest
+    return ",".join(map(_as_own, own))
 
 
 def _as_own(fault: Fault) -> str:

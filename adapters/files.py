@@ -8,22 +8,40 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
+import time
 from pathlib import Path
 
 from imprint.adapters import faults
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 SUFFIX = ".safetensors"
+STALE_AFTER_S = 3600.0
+"""What a process of another machine writes has been torn when it has not grown for so long."""
 
 
-def _being_written(partial: Path) -> bool:
-    """Whether another live process, such as a second worker, may be writing this file now."""
-    writer = partial.name.split(".")[-2]
-    if not writer.isdigit() or int(writer) == os.getpid():
+def partial_suffix(machine: str | None = None, process: int | None = None) -> str:
+    """How the name of a file ends that a process is writing: this one of this machine."""
+    machine = re.sub(r"[^A-Za-z0-9_-]", "-", platform.node() if machine is None else machine)
+    return f".{machine}-{os.getpid() if process is None else process}.partial"
+
+
+def _being_written(partial: Path, *, elsewhere: bool) -> bool:
+    """Whether another live process, such as a second worker, may be writing this file now;
+    `elsewhere`, on another machine too."""
+    process = partial.name.split(".")[-2].rpartition("-")[-1]
+    if not process.isdigit() or partial.name.endswith(partial_suffix()):
         return False
+    if not partial.name.endswith(partial_suffix(process=int(process))):
+        if not elsewhere:
+            return False
+        try:
+            return time.time() - partial.stat().st_mtime < STALE_AFTER_S
+        except FileNotFoundError:
+            return False
     try:
-        os.kill(int(writer), 0)
+        os.kill(int(process), 0)
     except PermissionError:
         return True
     except (ProcessLookupError, OverflowError):
@@ -46,7 +64,7 @@ class FileFolder:
         self.root = Path(root)
         self.root.mkdir(parents=True, exist_ok=True)
         for torn in self.root.glob("*.partial"):
-            if not _being_written(torn):
+            if not _being_written(torn, elsewhere=True):
                 torn.unlink(missing_ok=True)
 
     def path(self, id: str) -> Path:
@@ -67,7 +85,7 @@ class FileFolder:
         """
         path = self.path(id)
         self.refuse_a_lost_folder()
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial = path.with_suffix(partial_suffix())
         half = len(blob) // 2
         try:
             with partial.open("wb") as file:
@@ -87,12 +105,12 @@ class FileFolder:
     def delete(self, id: str) -> bool:
         """Remove; returns whether it was there. The removal is durable when this returns.
 
-        What a process has left that died while it wrote goes, too. Raises StoreGoneError where
-        nobody can know.
+        What a process has left that died while it wrote goes, too, and what one of another machine
+        writes: it is told to delete as well. Raises StoreGoneError where nobody can know.
         """
         path = self.path(id)
         for torn in self.root.glob(f"{id}.*.partial"):
-            if not _being_written(torn):
+            if not _being_written(torn, elsewhere=False):
                 torn.unlink(missing_ok=True)
         try:
             path.unlink()

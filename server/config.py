@@ -92,6 +92,16 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1)
     """Worker processes, each with a copy of the model; with device `cuda`, one GPU each."""
 
+    pool: Literal["local", "ray"] = "local"
+    """Where workers run: local, as processes beside the API process, or ray, as actors of a Ray
+    cluster, on any of its machines (`pip install 'imprint[ray]'`)."""
+    ray_address: str = "auto"
+    """The Ray cluster: auto takes the one that this machine belongs to, HOST:PORT another, and
+    local starts one on this machine."""
+    pool_port: int = Field(default=0, ge=0, le=65535)
+    """Port where the workers of a Ray cluster reach this process, encrypted; 0 takes a free
+    one."""
+
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     """Longest request body; a longer one is refused with 413 before it is read whole."""
     max_head_bytes: int = Field(default=16 * 2**10, ge=1024)
@@ -240,8 +250,8 @@ class Settings(BaseSettings):
     def pool_config(self) -> PoolConfig:
         """What the worker pool needs, as plain values."""
         worker = WorkerConfig(
-            model=str(self.model),
-            store=str(self.data_dir / "adapters"),
+            model=str(self.model.absolute()),  # other machines have other working directories
+            store=str((self.data_dir / "adapters").resolve()),
             reward_encoder=self.reward_encoder,
             device=self.device,
             dtype=self.dtype,
@@ -264,6 +274,9 @@ class Settings(BaseSettings):
         return PoolConfig(
             worker=worker,
             num_workers=self.workers,
+            pool=self.pool,
+            ray_address=self.ray_address,
+            pool_port=self.pool_port,
             startup_timeout_s=self.startup_timeout_s,
             heartbeat_timeout_s=self.heartbeat_timeout_s,
             max_waiting_requests=self.max_active_requests,

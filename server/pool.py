@@ -15,6 +15,7 @@ from typing import Any
 
 from imprint.adapters import faults
 from imprint.adapters.files import FileFolder, ProgressFolder, StoreGoneError
+from imprint.server.launching import Launcher, LocalLauncher
 from imprint.server.messages import (
     Adapt,
     Cancel,
@@ -36,9 +37,10 @@ from imprint.server.messages import (
     encode,
 )
 from imprint.server.pool_wire import Wire
+from imprint.server.ray_launching import RayLauncher
 from imprint.server.work_stream import WorkStream
 from imprint.server.work_table import Work, WorkTable
-from imprint.server.worker_config import PoolConfig, worker_device
+from imprint.server.worker_config import PoolConfig
 from imprint.server.worker_process import WorkerProcess, WorkerStatus
 
 log = logging.getLogger(__name__)
@@ -67,8 +69,9 @@ class Pool:
         """Called with every span of a trace that a worker reports."""
         self._config = config
         num_workers, device = config.num_workers, config.worker.device
+        self._launcher = _launcher_of(config)
         self._workers = [
-            WorkerProcess(f"worker-{i}", config, worker_device(device, i, num_workers))
+            WorkerProcess(f"worker-{i}", config, self._launcher.device(device, i, num_workers))
             for i in range(num_workers)
         ]
         self._table = WorkTable(config, self._workers)
@@ -84,17 +87,18 @@ class Pool:
     # ---- life --------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start the workers; returns before they are ready."""
+        """Start the workers; returns before they are ready. Raises OSError, and LaunchError where
+        none can be started."""
         store = self._config.worker.store
         self._folders = [FileFolder(store), ProgressFolder(store)]  # made here, and never again
-        wire = self._wire = Wire()
+        wire = self._wire = Wire(await self._launcher.open(), self._config.pool_port)
         self._tasks = [
             asyncio.create_task(self._receive_forever(wire), name="pool-receive"),
             asyncio.create_task(self._expire_forever(), name="pool-expire"),
         ]
         try:
             for worker in self._workers:
-                await worker.spawn(wire.endpoint)
+                await worker.spawn(self._launcher, wire)
         except OSError:
             await self.close(grace_s=0)
             raise
@@ -131,6 +135,7 @@ class Pool:
         if self._wire is not None:
             self._wire.close()
             self._wire = None
+        await self._launcher.close()
 
     @property
     def ready(self) -> bool:
@@ -319,7 +324,7 @@ class Pool:
                 await asyncio.wait_for(self._closing.wait(), worker.next_backoff_s())
             if not self._closing.is_set():
                 try:
-                    await worker.spawn(wire.endpoint)
+                    await worker.spawn(self._launcher, wire)
                 except OSError:  # no memory for a process, say: the loop comes back to it
                     log.exception("worker %s cannot be started", worker.name)
 
@@ -331,6 +336,10 @@ class Pool:
                 # a worker that could not delete a file, because its folder is away, says nothing
                 if time.monotonic() - eviction.asked_at > EVICT_AGAIN_S:
                     self._ask_to_evict(adapter_id, eviction)
+
+
+def _launcher_of(config: PoolConfig) -> Launcher:
+    return RayLauncher(config.ray_address) if config.pool == "ray" else LocalLauncher()
 
 
 def _log_unsent(sent: "asyncio.Future[Any]") -> None:

@@ -26,6 +26,7 @@ from imprint.server.app import create_app
 from imprint.server.config import Settings, unknown_variables
 from imprint.server.journal_file import JournalError, JournalUnavailableError
 from imprint.server.keys import KeysError
+from imprint.server.launching import LaunchError
 from imprint.server.logs import configure_logging
 from imprint.server.pool import Pool
 from imprint.server.protocol import uvicorn_config
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 START_ERRORS = (
     *(CheckpointError, FaultError, JournalError, JournalUnavailableError, KeysError),
-    *(TracingError, OSError),
+    *(LaunchError, TracingError, OSError),
 )
 
 

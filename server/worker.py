@@ -3,7 +3,8 @@
 `python -m imprint.server.worker CONFIG` with `WorkerStart` as JSON. Between two units of work it
 takes messages in and, once an interval, sends a heartbeat: it is silent for at most an interval
 and one quantum. Idle, it sleeps in poll. SIGTERM or `Drain` lets running answers finish, and
-adapters come to the disk, and exits with 0; a second SIGTERM aborts. It dies with its parent. The
+adapters come to the disk, and exits with 0; a second SIGTERM aborts. It dies with its parent, if it
+has one (in a Ray cluster, Ray sees to that). The
 last thing that it says is whether it still has the base weights that it loaded.
 """
 
@@ -33,6 +34,7 @@ from imprint.models.pool_decoder import warm_up
 from imprint.server.engine import Engine
 from imprint.server.logs import configure_logging
 from imprint.server.messages import Drain, FromWorker, Heartbeat, Ready, decode_to_worker, encode
+from imprint.server.pool_wire import connect
 from imprint.server.tasks import Emit
 from imprint.server.worker_config import WorkerConfig, WorkerStart
 
@@ -63,7 +65,7 @@ class Worker:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, start.identity.encode())
         self._socket.setsockopt(zmq.LINGER, EXIT_LINGER_MS)
-        self._socket.connect(start.endpoint)
+        connect(self._socket, start.endpoint, start.keys)
         self._engine, self._ready = load_engine(config, self._send)
 
     def run(self) -> int:
@@ -75,7 +77,7 @@ class Worker:
         while True:
             self._receive(busy)
             self._beat()
-            if os.getppid() != self._parent_pid:
+            if self._parent_pid not in (None, os.getppid()):
                 log.error("the parent process is gone; exiting")
                 return 1
             if self._drained():
@@ -215,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of the process."""
     (config,) = sys.argv[1:] if arguments is None else arguments
     start = msgspec.json.decode(config.encode(), type=WorkerStart)
-    die_with_parent(start.parent_pid)
+    if start.parent_pid is not None:
+        die_with_parent(start.parent_pid)
     configure_logging(start.log_level, start.log_format, start.identity)
     torch.set_num_threads(start.worker.threads)
     keep_freed_memory()

@@ -61,6 +61,14 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         return CPU_QUANTUM_S if self.device == "cpu" else GPU_QUANTUM_S
 
 
+class WireKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """CurveZMQ keys of one side, in Z85: whose they are, and the other side's public one."""
+
+    server: str
+    public: str
+    secret: str
+
+
 class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
     """What the pool hands to one process."""
 
@@ -69,14 +77,12 @@ class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the pool's socket."""
     identity: str
     """Name and incarnation, so that a dead worker's messages are not taken for its successor's."""
-    parent_pid: int
+    keys: WireKeys | None = None
+    """For an endpoint on the network: what is said there is encrypted."""
+    parent_pid: int | None
+    """Of the process with which it dies; None where something else ends it then."""
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
-
-
-def worker_device(device: str, index: int, num_workers: int) -> str:
-    """The device of one of several workers: each GPU has its own, a CPU is shared."""
-    return f"cuda:{index}" if device == "cuda" and num_workers > 1 else device
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +90,12 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     worker: WorkerConfig
     num_workers: int = 1
+    pool: Literal["local", "ray"] = "local"
+    """Whether workers are processes here or actors of a Ray cluster."""
+    ray_address: str = "auto"
+    """Of the cluster, as `ray.init` takes it."""
+    pool_port: int = 0
+    """Where workers on other machines reach the pool; 0 takes a free one."""
     startup_timeout_s: float = 120.0
     heartbeat_timeout_s: float = 60.0
     """A worker silent for longer is killed. Must exceed the longest quantum."""

@@ -3,20 +3,19 @@
 Knows how to start, judge and kill one process; knows nothing of the work it does.
 """
 
-import asyncio
 import logging
 import os
 import signal
-import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
 from imprint.adapters import faults
 from imprint.models.kernels import VARIABLE as KERNELS_VARIABLE
+from imprint.server.launching import Launched, Launcher
 from imprint.server.messages import Heartbeat, Ready
+from imprint.server.pool_wire import Wire
 from imprint.server.worker_config import PoolConfig, WorkerStart
 
 log = logging.getLogger(__name__)
@@ -25,7 +24,6 @@ MAX_BACKOFF_S = 30.0
 ENDINGS = {0: "exited", 74: "store_gone", 78: "unusable_model", -signal.SIGKILL: "killed"}
 """Reasons by exit status; every other status is a crash."""
 STABLE_AFTER_S = 60.0
-KEYS_VARIABLE = "IMPRINT_API_KEYS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +40,6 @@ class WorkerStatus:
     stats: Heartbeat | None = None
 
 
-def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """This process's variables without the keys of its clients: a worker has no use for them."""
-    return {name: value for name, value in environ.items() if name != KEYS_VARIABLE}
-
-
 class WorkerProcess:
     """One place for a worker; its process comes and goes."""
 
@@ -59,7 +52,7 @@ class WorkerProcess:
         self.beat: Heartbeat | None = None
         self.identity = b""
         self._config = config
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Launched | None = None
         self._incarnation = 0
         self._started_at = self._heard_at = time.monotonic()
         self._verdict: str | None = None
@@ -90,39 +83,30 @@ class WorkerProcess:
         elif isinstance(message, Heartbeat):
             self.beat = message
 
-    async def spawn(self, endpoint: str) -> None:
-        """Start a process under a new identity; it will connect to `endpoint`."""
+    async def spawn(self, launcher: Launcher, wire: Wire) -> None:
+        """Start a process under a new identity; it will connect to the wire."""
         self._incarnation += 1
         identity = f"{self.name}.{self._incarnation}"
         start = WorkerStart(
             worker=self._worker,
-            endpoint=endpoint,
+            endpoint=wire.endpoint,
+            keys=wire.worker_keys,
             identity=identity,
-            parent_pid=os.getpid(),
+            parent_pid=launcher.parent_pid,
             log_level=self._config.log_level,
             log_format=self._config.log_format,
         )
         self.identity = identity.encode()
         self._started_at = self._heard_at = time.monotonic()
         self._verdict = None
-        environment = {**worker_environment(os.environ), KERNELS_VARIABLE: self._config.kernels}
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "imprint.server.worker",
-            msgspec.json.encode(start).decode(),
-            env=faults.for_worker(environment, identity),
-            start_new_session=True,  # a Ctrl-C in the terminal is for the API process alone
-        )
+        own_faults = faults.for_worker(os.environ, identity)
+        variables = {KERNELS_VARIABLE: self._config.kernels, faults.VARIABLE: own_faults}
+        self._process = await launcher.launch(start, variables)
 
     async def wait(self, timeout_s: float) -> bool:
         """Whether the process has ended, after at most `timeout_s`."""
         assert self._process is not None
-        try:
-            await asyncio.wait_for(self._process.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return await self._process.wait(timeout_s)
 
     def judge(self) -> None:
         """Kill a process that has been silent for too long."""
@@ -138,8 +122,8 @@ class WorkerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, if it still runs."""
-        if self._process is not None and self._process.returncode is None:
+        """End it at once, if it still runs."""
+        if self._process is not None:
             self._process.kill()
 
     def bury(self) -> str:

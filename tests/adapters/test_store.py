@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from imprint.adapters.adapter import FORMAT, Adapter
 from imprint.adapters.errors import CorruptAdapterError
+from imprint.adapters.files import STALE_AFTER_S, partial_suffix
 from imprint.adapters.store import AdapterStore
 from imprint.models import DeltaNet, LoraDelta
 
@@ -175,8 +177,21 @@ def test_kill_between_write_and_rename_leaves_the_old_file(
 
 
 def test_opening_leaves_another_workers_write_alone(tmp_path: Path) -> None:
-    mine, theirs = tmp_path / f"a.{os.getpid()}.partial", tmp_path / f"b.{os.getppid()}.partial"
+    mine = tmp_path / f"a{partial_suffix()}"
+    theirs = tmp_path / f"b{partial_suffix(process=os.getppid())}"
     for path in (mine, theirs, tmp_path / "odd.partial"):
         path.write_bytes(b"half")
     AdapterStore(tmp_path)
     assert list(tmp_path.iterdir()) == [theirs]
+
+
+def test_what_another_machine_writes_is_torn_when_it_is_old(tmp_path: Path) -> None:
+    new, old = (tmp_path / f"{id}{partial_suffix('other.example', 12)}" for id in ("new", "old"))
+    for path in (new, old):
+        path.write_bytes(b"half")
+    before = time.time() - STALE_AFTER_S - 1
+    os.utime(old, (before, before))
+    store = AdapterStore(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
+    assert not store.delete("new")  # its writer is told to delete it, too
+    assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from imprint.server.commands.common import UsageError, load_settings
 from imprint.server.config import Settings
 from imprint.server.keys import KeyRing, KeysError
+from imprint.server.launching import worker_environment
 from imprint.server.serve import refuse_strangers
 from imprint.server.serve import serve as run_server
-from imprint.server.worker_process import worker_environment
 
 ALICE = "sk-alice-0123456789"
 BOB = "sk-bob-0123456789ab"

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from imprint.server import routing
+from imprint.server.launching import LocalLauncher
 from imprint.server.messages import (
     Adapt,
     AdaptationDone,
@@ -17,9 +18,10 @@ from imprint.server.messages import (
     Ready,
     WorkerStats,
 )
+from imprint.server.ray_launching import RayLauncher
 from imprint.server.routing import Residency
 from imprint.server.work_table import Work, WorkTable
-from imprint.server.worker_config import PoolConfig, WorkerConfig, worker_device
+from imprint.server.worker_config import PoolConfig, WorkerConfig
 from imprint.server.worker_process import WorkerProcess
 
 CONFIG = PoolConfig(worker=WorkerConfig(model="m", store="s"), num_workers=3)
@@ -143,6 +145,8 @@ def test_estimates_reach_beyond_the_workers_windows(workers: list[WorkerProcess]
 
 
 def test_each_gpu_has_a_worker_of_its_own() -> None:
-    assert [worker_device("cuda", i, 2) for i in range(2)] == ["cuda:0", "cuda:1"]
-    assert worker_device("cuda", 0, 1) == "cuda"
-    assert [worker_device("cpu", i, 2) for i in range(2)] == ["cpu", "cpu"]
+    here, cluster = LocalLauncher(), RayLauncher("auto")
+    assert [here.device("cuda", i, 2) for i in range(2)] == ["cuda:0", "cuda:1"]
+    assert here.device("cuda", 0, 1) == "cuda"
+    assert [here.device("cpu", i, 2) for i in range(2)] == ["cpu", "cpu"]
+    assert [cluster.device("cuda", i, 2) for i in range(2)] == ["cuda", "cuda"]
