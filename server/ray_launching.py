@@ -10,6 +10,9 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -20,6 +23,7 @@ from imprint.server.worker_config import WorkerStart
 log = logging.getLogger(__name__)
 
 REACH_S = 10.0
+CONNECT_S = 60.0
 CRASHED = 1
 """The exit status of a worker of which Ray knows only that it is gone."""
 
@@ -52,7 +56,8 @@ class RayWorker:
             reason = " ".join(str(error).split())
             log.warning("worker %s: Ray says: %s", self._identity, reason)
             self._returncode = CRASHED
-        self._ray.kill(self._actor)  # its process has done what it was there for
+        with suppress(Exception):  # Ray may have been left meanwhile
+            self._ray.kill(self._actor)  # its process has done what it was there for
 
     @property
     def returncode(self) -> int | None:
@@ -72,9 +77,10 @@ class RayLauncher:
 
     parent_pid: int | None = None
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, connect_s: float = CONNECT_S) -> None:
         """`address`: of the cluster: auto, local, or HOST:PORT."""
         self._address = address
+        self._connect_s = connect_s
         self._ray: Any = None
 
     def device(self, device: str, index: int, num_workers: int) -> str:
@@ -82,13 +88,25 @@ class RayLauncher:
         return device
 
     async def open(self) -> str | None:
+        # a cluster that was there once is looked for without end: that must hold up nobody's exit
+        connected: Future[str] = Future()
+        Thread(target=self._open, args=(connected,), name="ray-connect", daemon=True).start()
         try:
-            return await asyncio.to_thread(self._connect)
+            return await asyncio.wait_for(asyncio.wrap_future(connected), self._connect_s)
         except LaunchError:
             raise
+        except TimeoutError:
+            reason = f"nothing has answered for {self._connect_s:g} s"
         except Exception as error:  # Ray raises many kinds
             reason = " ".join(str(error).split())
-            raise LaunchError(f"no Ray cluster at {self._address!r}: {reason}") from None
+        raise LaunchError(f"no Ray cluster at {self._address!r}: {reason}")
+
+    def _open(self, connected: "Future[str]") -> None:
+        connected.set_running_or_notify_cancel()  # who stops waiting takes nothing from this side
+        try:
+            connected.set_result(self._connect())
+        except BaseException as error:
+            connected.set_exception(error)
 
     def _connect(self) -> str:
         try:
@@ -103,7 +121,7 @@ class RayLauncher:
         return str(util.get_node_ip_address())
 
     def _refuse_unreachable(self) -> None:
-        """Ray itself would go on trying."""
+        """Ray itself would go on trying for minutes."""
         if self._address in ("auto", "local"):
             return
         host, _, port = self._address.rpartition(":")

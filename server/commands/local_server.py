@@ -21,6 +21,7 @@ from imprint.server.client import ImprintClient
 from imprint.server.commands.common import CommandError
 from imprint.server.config import Settings
 from imprint.server.journal_file import JournalError
+from imprint.server.launching import LaunchError
 from imprint.server.pool import Pool
 from imprint.server.protocol import uvicorn_config
 
@@ -65,7 +66,7 @@ class _ServerThread(threading.Thread):
         """Serve until `stop`, or until the app cannot start."""
         try:
             asyncio.run(self._serve())
-        except (OSError, JournalError) as error:
+        except (LaunchError, OSError, JournalError) as error:
             self.failure = error
 
     async def _serve(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +180,20 @@ def test_no_cluster_and_no_ray_are_told(config: PoolConfig, monkeypatch: Any) ->
     run(test)
 
 
+def test_what_never_answers_is_given_up() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from imprint.server.ray_launching import RayLauncher\n"
+        "asyncio.run(RayLauncher(sys.argv[1], connect_s=2.0).open())\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-c", code, address]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "nothing has answered for 2 s" in ended.stderr
+    assert ended.returncode == 1
+
+
 @pytest.mark.parametrize("stranger", ["nobody", "another"])
 def test_who_has_no_key_of_this_pool_is_not_heard(stranger: str) -> None:
     async def test() -> None:
@@ -186,8 +202,8 @@ def test_who_has_no_key_of_this_pool_is_not_heard(stranger: str) -> None:
         assert wire.worker_keys is not None
         assert other.worker_keys is not None
         worker, foreign = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
-        for socket in (worker, foreign):
-            socket.setsockopt(zmq.LINGER, 0)
+        for peer in (worker, foreign):
+            peer.setsockopt(zmq.LINGER, 0)
         own = msgspec.structs.replace(other.worker_keys, server=wire.worker_keys.server)
         keys: WireKeys | None = own if stranger == "another" else None
         connect(foreign, wire.endpoint, keys)
@@ -196,8 +212,8 @@ def test_who_has_no_key_of_this_pool_is_not_heard(stranger: str) -> None:
         await worker.send(b"here I am")
         assert (await wire.socket.recv_multipart())[-1] == b"here I am"
         assert not await wire.socket.poll(500)
-        for socket in (worker, foreign):
-            socket.close()
+        for peer in (worker, foreign):
+            peer.close()
         context.term()
         wire.close()
         other.close()
