@@ -120,6 +120,9 @@ class RefineConfig:
     the document's length."""
     focus_passage_tokens: int = 64
     """Tokens of such a passage."""
+    focus_memory: float = 0.5
+    """Strength that the document's memory has left when passages are read again; 1: all. The less
+    it has, the more what was just read weighs against what a full memory mixes up with it."""
     patience: int = 3
     """Probes in a row without improvement after which the steps stop."""
     probe_places: int = 32

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from imprint.adapters.selection import focus_positions, relevance, relevant_pass
 from imprint.adapters.similarity import Similarity, check_reward
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
+from imprint.models.state import RecurrentState
 
 _PROBE_STEP = (1 << 19) - 1  # a step no run reaches
 
@@ -85,8 +86,16 @@ class Focus:
         """The deltas of all questions, in order; where the gate refused, what the adapter had."""
         self.results: list[FocusResult] = []
         self.passages: list[list[int]] = []
-        """What is read before each question's prompt, from the document's end: the passages that
+        """What is read before each question's prompt, from its state of `states`: the passages that
         have to do with it, in the document's order."""
+
+    @cached_property
+    def states(self) -> list[RecurrentState]:
+        """Where the answer to each question begins: the document's end, faded where passages are
+        read from there."""
+        end = self.adapter.state
+        faded = self.model.faded(end, self.config.focus_memory) if any(self.passages) else end
+        return [faded if passages else end for passages in self.passages]
 
     def run(self) -> Quanta:
         """`study`, with each call run alone; yields a quantum for each."""

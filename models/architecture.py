@@ -63,6 +63,11 @@ class Mixer(nn.Module, ABC):
     ) -> tuple[Tensor, LayerState]:
         """Mix T >= 1 normalised inputs into `state`; see `FastWeightModel.forward`."""
 
+    @abstractmethod
+    def faded(self, state: LayerState, share: float) -> LayerState:
+        """The memory gone by 1 - `share` of the way back to a document's start; see
+        `FastWeightModel.faded`."""
+
     def plan(self, state: LayerState, shape: Sequence[int], read: Read) -> Any:
         """What follows from where the rows are, which is the same in every layer: worked out from
         the first layer's state for a read of `shape` (B, T), once a call, since it may have to wait
@@ -281,6 +286,12 @@ class FastWeightModel(nn.Module):
         return RecurrentState(
             tuple(mixer.init_state(batch, self.device, self.dtype) for mixer in self.mixers)
         )
+
+    def faded(self, state: RecurrentState, share: float) -> RecurrentState:
+        """A state whose memory has a `share` (0 to 1) of its strength: what is read next weighs
+        more against it. The last tokens (convolutions, windows) stay as they are."""
+        layers = zip(self.mixers, state.layers, strict=True)
+        return RecurrentState(tuple(mixer.faded(layer, share) for mixer, layer in layers))
 
     def lora_targets(self) -> dict[str, tuple[int, int]]:
         """Every projection a delta can change: name -> (input width, output width)."""

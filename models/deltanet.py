@@ -48,6 +48,10 @@ class DeltaNetMixer(Mixer):
         self.o_norm = RMSNorm(config.head_v_dim, config.norm_eps)
         self.o_proj = DeltaLinear(value_dim, hidden, f"{target}.o_proj")
 
+    def faded(self, state: LayerState, share: float) -> LayerState:
+        """What comes out of it is normalised: without new writes it says what it said before."""
+        return {**state, "S": state["S"] * share}
+
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         cfg = self.config
         shape = (batch, cfg.num_value_heads, cfg.head_k_dim, cfg.head_v_dim)

@@ -36,6 +36,7 @@ from imprint.models.kernels.lact import (
 from imprint.models.lact_chunks import (
     Memory,
     Round,
+    faded_memory,
     follow,
     join_rounds,
     plan_rounds,
@@ -134,6 +135,10 @@ class LactMixer(Mixer):
         }
         state["position"] = torch.zeros(batch, device=device, dtype=torch.long)
         return state
+
+    def faded(self, state: LayerState, share: float) -> LayerState:
+        """Weights that have not stepped are those of the start already."""
+        return faded_memory(state, self.initial_weights(), share, self.config.lact_chunk_size)
 
     def plan(self, state: LayerState, shape: Sequence[int], read: Read) -> LactPlan:
         """Waits for the device: which rows step when is decided here, on the host."""

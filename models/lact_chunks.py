@@ -186,3 +186,18 @@ def tails(
         return joined_BSD[:, num_tokens:]
     index = lengths_B.view(-1, 1) + torch.arange(keep, device=joined_BSD.device)
     return joined_BSD.gather(1, index.unsqueeze(-1).expand(-1, -1, joined_BSD.shape[-1]))
+
+
+def faded_memory(
+    state: LayerState, initial: FastWeights, share: float, chunk_size: int
+) -> LayerState:
+    """A state whose fast weights have gone back by 1 - `share` of the way to the initial ones, and
+    whose momentum has a `share` left; rows that have not stepped are as they were."""
+    stepped_B111 = (state["position"] >= chunk_size)[:, None, None, None]
+    kept = dict(state)
+    for name, start in initial._asdict().items():
+        own = state[f"fast_{name}"]
+        kept[f"fast_{name}"] = torch.where(stepped_B111, start.lerp(own, share), own)
+        if f"momentum_{name}" in state:
+            kept[f"momentum_{name}"] = state[f"momentum_{name}"] * share
+    return kept

@@ -224,11 +224,13 @@ class AnswerRuns:
         task.trace.activated(self._around.clock())
         for i, answer in enumerate(task.answers.values()):
             answer.delta = adapter.delta if adapter is not None else None
+            answer.begins = adapter.state if adapter is not None else None
             if focus is not None and focus.delta is not None:
                 answer.focus = focus.results[i]
                 answer.delta = focus.delta.slice(i, i + 1)
                 answer.sequence.context = focus.passages[i]
-            answer.sequence.slot = self._slots.allocate(adapter.state if adapter else None)
+                answer.begins = focus.states[i]
+            answer.sequence.slot = self._slots.allocate(answer.begins)
             # the scheduler reserved a slot for every sequence when it admitted the request
             assert answer.sequence.slot is not None
         self._around.scheduler.activate(task.request.id)
@@ -272,9 +274,9 @@ class AnswerRuns:
         """Prefill a sequence, whose slot was lost, anew; False: it was lost too often."""
         if sequence.num_losses >= MAX_LOSSES:
             return False
-        adapter = self._tasks[sequence.request_id].adapter
+        answer = self._tasks[sequence.request_id].answers[sequence.sequence_id]
         assert sequence.slot is not None
-        self._slots.reset(sequence.slot, adapter.state if adapter else None)
+        self._slots.reset(sequence.slot, answer.begins)
         sequence.read_again()
         return True
 

@@ -158,7 +158,7 @@ class CaseArms:
         return self._answer(
             _Done(focus, seconds, passes),
             [[*read, *prompt] for read, prompt in zip(focus.passages, self.prompts, strict=True)],
-            reading.value.state,
+            RecurrentState.stack(focus.states),
             focus.delta,
             num_adapted=sum(result.adapted for result in focus.results),
             detail={"questions": [result.to_dict() for result in focus.results]},

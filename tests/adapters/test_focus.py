@@ -279,3 +279,17 @@ def test_passages_are_the_documents_own_and_each_questions_own(
     assert focus.passages[0] != focus.passages[1]
     none = focused(tiny_model, read_adapter, questions, config.replace(focus_passages=0))
     assert none.passages == [[], []]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_answers_begin_from_a_fainter_memory_where_passages_are_read(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig,
+    share: float,
+) -> None:  # fmt: skip
+    config = config.replace(focus_passages=2, focus_passage_tokens=8, focus_memory=share)
+    (state,) = focused(tiny_model, read_adapter, [document[30:36]], config).states
+    for mine, theirs in zip(read_adapter.state.layers, state.layers, strict=True):
+        assert torch.equal(theirs["S"], share * mine["S"])
+        assert torch.equal(theirs["conv_k"], mine["conv_k"])
+    none = focused(tiny_model, read_adapter, QUESTIONS, config.replace(focus_passages=0))
+    assert all(state is read_adapter.state for state in none.states)

@@ -127,6 +127,8 @@ def test_passages_of_a_focus_are_read_before_the_prompt(
     ]
     assert len(read) == num_passages * 17
     _, state = prefill(rig.model, torch.tensor([document]))
+    if num_passages:
+        state = rig.model.faded(state, RefineConfig.preset("focus").focus_memory)
     prompt = torch.tensor([[*read, *question.tokens]])
     assert tokens_of(said) == generate_greedy(rig.model, prompt, state, num_tokens=8)[0].tolist()
     done = one(said, SequenceDone)

@@ -18,6 +18,7 @@ from imprint.server.messages import (
     Prompt,
     RequestFailed,
     SequenceDone,
+    TokenDelta,
 )
 from support.engine_rig import POISON, REFINE, TEXTS, FaultyModel, Rig, done_of, one, tokens_of
 
@@ -105,6 +106,26 @@ def test_slots_that_a_broken_step_spoilt_are_read_again(
         ("y", "out_of_memory"),
     }
     assert all(not tensor.any() for tensor in rig.engine.slots._states.tensors())
+
+
+def test_a_focussed_answer_that_is_read_again_begins_where_it_began(
+    make_rig: Callable[..., Rig], shaky: ShakyModel
+) -> None:
+    rig = make_rig(shaky, step_tokens=8)
+    rig.study("a", TEXTS[0], **REFINE)
+    focus = {"steps": 1, "focus_passages": 2, "focus_passage_tokens": 16, "focus_memory": 0.25}
+
+    def answer(*, breaks: bool) -> list[int]:
+        rig.ask("x", "a", prompts=[rig.prompt(TEXTS[0][40:60])], focus=focus, max_tokens=20)
+        while not any(isinstance(message, TokenDelta) for message in rig.sent):
+            rig.step()
+        shaky.num_breaks = int(breaks)
+        return tokens_of(rig.run())
+
+    expected = answer(breaks=False)
+    assert len(expected) > 10
+    assert answer(breaks=True) == expected
+    assert shaky.num_breaks == 0
 
 
 def test_running_out_of_memory_halves_the_segment_once(
