@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ from imprint.adapters.selection import focus_positions, relevance, relevant_pass
 from imprint.adapters.similarity import Similarity, check_reward
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
-from imprint.models.state import RecurrentState
 
 _PROBE_STEP = (1 << 19) - 1  # a step no run reaches
 
@@ -86,16 +85,14 @@ class Focus:
         """The deltas of all questions, in order; where the gate refused, what the adapter had."""
         self.results: list[FocusResult] = []
         self.passages: list[list[int]] = []
-        """What is read before each question's prompt, from its state of `states`: the passages that
-        have to do with it, in the document's order."""
+        """What is read before each question's prompt, from the document's end, faded to its
+        share of `memory_shares`: the passages that have to do with it, in the document's order."""
 
-    @cached_property
-    def states(self) -> list[RecurrentState]:
-        """Where the answer to each question begins: the document's end, faded where passages are
-        read from there."""
-        end = self.adapter.state
-        faded = self.model.faded(end, self.config.focus_memory) if any(self.passages) else end
-        return [faded if passages else end for passages in self.passages]
+    @property
+    def memory_shares(self) -> list[float]:
+        """How much of its strength the memory keeps before the answer to each question: all of it
+        where no passages are read. States are large, so whoever needs one fades it then."""
+        return [self.config.focus_memory if passages else 1.0 for passages in self.passages]
 
     def run(self) -> Quanta:
         """`study`, with each call run alone; yields a quantum for each."""

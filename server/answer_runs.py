@@ -9,6 +9,7 @@ from typing import Any
 from imprint.adapters.calls import Call
 from imprint.adapters.course import Course
 from imprint.adapters.focus import FocusResult
+from imprint.models import RecurrentState
 from imprint.server import studies
 from imprint.server.decoding import Row
 from imprint.server.messages import (
@@ -224,16 +225,21 @@ class AnswerRuns:
         task.trace.activated(self._around.clock())
         for i, answer in enumerate(task.answers.values()):
             answer.delta = adapter.delta if adapter is not None else None
-            answer.begins = adapter.state if adapter is not None else None
             if focus is not None and focus.delta is not None:
                 answer.focus = focus.results[i]
                 answer.delta = focus.delta.slice(i, i + 1)
                 answer.sequence.context = focus.passages[i]
-                answer.begins = focus.states[i]
-            answer.sequence.slot = self._slots.allocate(answer.begins)
+                answer.memory_share = focus.memory_shares[i]
+            answer.sequence.slot = self._slots.allocate(self._beginning(task, answer))
             # the scheduler reserved a slot for every sequence when it admitted the request
             assert answer.sequence.slot is not None
         self._around.scheduler.activate(task.request.id)
+
+    def _beginning(self, task: RequestTask, answer: Answer) -> RecurrentState | None:
+        """What a sequence's slot is a copy of; None: a document's start."""
+        if task.adapter is None or answer.memory_share == 1.0:
+            return task.adapter.state if task.adapter else None
+        return self._around.model.faded(task.adapter.state, answer.memory_share)
 
     # ---- tokens ----------------------------------------------------------------------------
 
@@ -274,9 +280,10 @@ class AnswerRuns:
         """Prefill a sequence, whose slot was lost, anew; False: it was lost too often."""
         if sequence.num_losses >= MAX_LOSSES:
             return False
-        answer = self._tasks[sequence.request_id].answers[sequence.sequence_id]
+        task = self._tasks[sequence.request_id]
+        answer = task.answers[sequence.sequence_id]
         assert sequence.slot is not None
-        self._slots.reset(sequence.slot, answer.begins)
+        self._slots.reset(sequence.slot, self._beginning(task, answer))
         sequence.read_again()
         return True
 

@@ -18,7 +18,7 @@ from imprint.adapters.course import Course
 from imprint.adapters.errors import AdaptationError, ConfigError, CorruptAdapterError
 from imprint.adapters.focus import Focus, FocusResult
 from imprint.adapters.similarity import Similarity
-from imprint.models import FastWeightModel, LoraDelta, RecurrentState, Tokenizer
+from imprint.models import FastWeightModel, LoraDelta, Tokenizer
 from imprint.server.adapter_cache import AdapterCache
 from imprint.server.messages import Adapt, FromWorker, Generate, Observation
 from imprint.server.scheduler import Scheduler
@@ -105,12 +105,12 @@ class AdaptationTask:
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """One sequence's text, and the state and the delta it is generated with."""
+    """One sequence's text, and what it is generated with."""
 
     sequence: Sequence
     text: TextStream
-    begins: RecurrentState | None = None
-    """What its slot is a copy of before it reads anything; None: a document's start."""
+    memory_share: float = 1.0
+    """How much of its strength the document's memory keeps where the sequence begins."""
     delta: LoraDelta | None = None
     focus: FocusResult | None = None
 

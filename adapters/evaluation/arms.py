@@ -155,10 +155,12 @@ class CaseArms:
         _finish(focus.run())
         seconds = reading.seconds + time.perf_counter() - begin
         passes = reading.token_passes + token_passes(focus.usage)
+        end, model = reading.value.state, self.setup.model
+        states = [model.faded(end, share) for share in focus.memory_shares]
         return self._answer(
             _Done(focus, seconds, passes),
             [[*read, *prompt] for read, prompt in zip(focus.passages, self.prompts, strict=True)],
-            RecurrentState.stack(focus.states),
+            RecurrentState.stack(states),
             focus.delta,
             num_adapted=sum(result.adapted for result in focus.results),
             detail={"questions": [result.to_dict() for result in focus.results]},
