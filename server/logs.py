@@ -41,6 +41,11 @@ def current_request_id() -> str:
     return str(_context.get().get("request_id", ""))
 
 
+def _was_given(name: str) -> bool:
+    """Whether a record's field comes from `extra`; Ray marks every record of its process."""
+    return name not in _STANDARD and not name.startswith("_")
+
+
 class JsonFormatter(logging.Formatter):
     """One line of JSON: time, level, logger, process, message, ids, and an error's traceback."""
 
@@ -57,7 +62,7 @@ class JsonFormatter(logging.Formatter):
             "process": self._process,
             "message": record.getMessage(),
             **_context.get(),
-            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
+            **{name: value for name, value in vars(record).items() if _was_given(name)},
         }
         if record.exc_info and record.exc_info[0] is not None:
             fields["error"] = record.exc_info[0].__name__
