@@ -91,12 +91,13 @@ class Pool:
         none can be started."""
         store = self._config.worker.store
         self._folders = [FileFolder(store), ProgressFolder(store)]  # made here, and never again
-        wire = self._wire = Wire(await self._launcher.open(), self._config.pool_port)
-        self._tasks = [
-            asyncio.create_task(self._receive_forever(wire), name="pool-receive"),
-            asyncio.create_task(self._expire_forever(), name="pool-expire"),
-        ]
+        host = await self._launcher.open()
         try:
+            wire = self._wire = Wire(host, self._config.pool_port)
+            self._tasks = [
+                asyncio.create_task(self._receive_forever(wire), name="pool-receive"),
+                asyncio.create_task(self._expire_forever(), name="pool-expire"),
+            ]
             for worker in self._workers:
                 await worker.spawn(self._launcher, wire)
         except OSError:

@@ -30,7 +30,7 @@ _EDGES = "\"'()[],;:.!?*_"
 _NUMBER = re.compile(r"\$?\d[\d,]*(\.\d+)?%?")
 _YEAR = re.compile(r"1[0-9]{3}|20[0-9]{2}")
 _NAME = re.compile(r"[A-Z][a-z]+[A-Za-z'-]*|[A-Z]{2,6}")
-_PLACE_OF_WORD = re.compile(r"[a-z]{4,}")
+_SMALL_WORD = re.compile(r"[a-z]{4,}")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -144,7 +144,7 @@ def _end_of_thing(words: Sequence[str], bare: Sequence[str], first: int) -> int:
     """Behind the small words of a thing: one or two, until a function word or a mark."""
     last = first
     while last < min(len(bare), first + 2):
-        if not _PLACE_OF_WORD.fullmatch(bare[last]) or bare[last] in _FUNCTION_WORDS:
+        if not _SMALL_WORD.fullmatch(bare[last]) or bare[last] in _FUNCTION_WORDS:
             break
         if last > first and not _joined(words, last):
             break

@@ -69,7 +69,7 @@ def config(tiny_checkpoint: Path, tmp_path: Path, cluster: Any) -> PoolConfig:
 STUDY = {**LONG, "steps": 2}
 
 
-def test_a_study_is_bit_for_bit_what_it_is_here_and_any_node_answers(
+def test_a_study_is_bit_for_bit_what_it_is_here_and_is_asked(
     config: PoolConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     async def studied(config: PoolConfig, names: int) -> None:
@@ -228,5 +228,16 @@ def test_a_port_that_is_taken_is_told() -> None:
         with pytest.raises(OSError, match="in use"):
             Wire("127.0.0.1", port)
         wire.close()
+
+    run(test)
+
+
+def test_a_pool_whose_port_is_taken_leaves_the_cluster(config: PoolConfig) -> None:
+    async def test() -> None:
+        with socket.create_server(("", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(OSError, match="in use"):
+                await Pool(msgspec.structs.replace(config, pool_port=port)).start()
+        assert not ray.is_initialized()
 
     run(test)

@@ -11,7 +11,6 @@ import pytest
 
 from imprint.adapters.training.clozes import cloze
 from imprint.adapters.training.corpus import Prose
-from imprint.adapters.training.sentence_wordings import KEPT_FOR_REPORTS
 from imprint.adapters.training.tasks import Tasks
 from imprint.models.tokenizer import load_tokenizer
 
@@ -86,10 +85,6 @@ def test_a_subject_is_asked_for_with_what_it_did() -> None:
 )
 def test_what_does_not_serve_is_passed_over(sentence: str) -> None:
     assert not asked(sentence)
-
-
-def test_words_of_the_reported_wordings_do_not_occur() -> None:
-    assert {"passenger", "ticket"} <= KEPT_FOR_REPORTS
 
 
 def test_questions_follow_the_text_that_answers_them(tasks_of_a_book: Tasks) -> None:
