@@ -115,7 +115,13 @@ class RayLauncher:
             raise LaunchError(f"--pool ray needs pip install 'imprint[ray]': {error}") from None
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that starts here
         self._refuse_unreachable()
-        ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:  # something listens there, and does not let us in
+            raise LaunchError(
+                f"no Ray cluster at {self._address!r}: {error}; a cluster begun by `ray start` may "
+                "ask for a token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from its head"
+            ) from None
         self._ray = ray
         util: Any = ray.util
         return str(util.get_node_ip_address())

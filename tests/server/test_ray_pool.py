@@ -173,6 +173,13 @@ def test_no_cluster_and_no_ray_are_told(config: PoolConfig, monkeypatch: Any) ->
         client = msgspec.structs.replace(config, ray_address="ray://127.0.0.1:10001")
         with pytest.raises(LaunchError, match="on a machine of the cluster"):
             await Pool(client).start()
+
+        def refuse(**_: Any) -> None:  # as Ray 2.60 does where the token is missing
+            raise ConnectionError("Failed to connect to Ray cluster")
+
+        monkeypatch.setattr(ray, "init", refuse)
+        with pytest.raises(LaunchError, match=r"Failed to connect .* RAY_AUTH_MODE=token"):
+            await Pool(config).start()
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(LaunchError, match="pip install"):
             await Pool(config).start()
