@@ -120,6 +120,9 @@ class RefineConfig:
     the document's length."""
     focus_passage_tokens: int = 64
     """Tokens of such a passage."""
+    focus_repeat: float = 0.5
+    """What a term of the question that a passage has still weighs in the choice of the next; 1: all
+    of it. The less, the more the passages hold of all that is asked for, not of the same thing."""
     focus_memory: float = 0.5
     """Strength that the document's memory has left when passages are read again; 1: all. The less
     it has, the more what was just read weighs against what a full memory mixes up with it."""

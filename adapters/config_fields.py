@@ -54,6 +54,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "focus_spread": (0.0, 1.0),
     "focus_passages": (0, 64),
     "focus_passage_tokens": (8, 1024),
+    "focus_repeat": (0.0, 1.0),
     "focus_memory": (0.0, 1.0),
     "patience": (1, 1000),
     "probe_places": (1, 256),

@@ -26,7 +26,8 @@ from imprint.adapters.gate import ProbeResult, judge, probe_call
 from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
-from imprint.adapters.selection import focus_positions, relevance, relevant_passages
+from imprint.adapters.relevance import Relevance
+from imprint.adapters.selection import focus_positions
 from imprint.adapters.similarity import Similarity, check_reward
 from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
@@ -103,11 +104,10 @@ class Focus:
         start = self._start()
         scores: list[Tensor] = []
         for question in self.questions:
-            window = self.config.focus_window
-            score = partial(relevance, self.adapter.tokens_T, question, window=window)
-            call = AloneCall(Work("select"), score)
-            scores.append((yield from self.usage.run(ask(call), 0, self.config.steps)))
-        self.passages = [self._passages(score_T) for score_T in scores]
+            call = AloneCall(Work("select"), partial(self._relevant, question))
+            score_T, passages = yield from self.usage.run(ask(call), 0, self.config.steps)
+            scores.append(score_T)
+            self.passages.append(passages)
         probe_QN = self._positions(scores, _PROBE_STEP)
         if probe_QN.shape[1] == 0:
             self.delta = start.detach()
@@ -154,14 +154,18 @@ class Focus:
         # what the document's own study learnt is where the questions' begins
         return LoraDelta.stack([self.adapter.delta] * len(self.questions)).joined(fresh.detach())
 
-    def _passages(self, score_T: Tensor) -> list[int]:
-        tokens, size = self.adapter.tokens_T.tolist(), self.config.focus_passage_tokens
-        starts = relevant_passages(score_T, self.config.focus_passages, size)
-        return [
+    def _relevant(self, question: list[int]) -> tuple[Tensor, list[int]]:
+        """How relevant every place of the document is: [T]; and the tokens to read again."""
+        config = self.config
+        tokens, size = self.adapter.tokens_T.tolist(), config.focus_passage_tokens
+        relevance = Relevance(self.adapter.tokens_T, question, window=config.focus_window)
+        starts = relevance.passages(config.focus_passages, size, repeat=config.focus_repeat)
+        passages = [
             token
             for start in starts
             for token in (*self._line_break, *tokens[start : start + size])
         ]
+        return relevance.score_T, passages
 
     def _positions(self, scores: list[Tensor], step: int) -> Tensor:
         rows = [

@@ -4,7 +4,7 @@ A position p is a number of document tokens read: the branch there predicts x[p 
 held at index p - 1, the last token read. Limit: arithmetic on scores; no model is run here.
 """
 
-# T = tokens of the document, N = selected positions, M = question terms, W = focus window
+# T = tokens of the document, N = selected positions
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from imprint.adapters.config import RefineConfig
 from imprint.models import counter_uniform
 
 _SELECTION_STREAM = 1 << 60  # keeps selection draws apart from the rollouts' in the same seed
-_MAX_TERM_TOKENS = 3
-_TERMS_AT_ONCE = 32
 
 
 def smooth_entropy(entropy_T: Tensor, width: int) -> Tensor:
@@ -159,66 +157,3 @@ def _best_ahead(relevance_T: Tensor, num_tokens: int) -> Tensor:
         return relevance_T
     padded = F.pad(relevance_T, (0, num_tokens)).view(1, 1, -1)
     return F.max_pool1d(padded, num_tokens + 1, stride=1).view(-1)
-
-
-def relevance(document: Tensor | list[int], question: list[int], *, window: int) -> Tensor:
-    """How much the tokens just before each position have to do with a question: [T], 0 to 1.
-
-    The terms are the question's runs of 1 to 3 tokens. Each adds its inverse document frequency
-    (BM25's, over stretches of `window` tokens), fading to a half over `window` tokens after a match
-    and then to nothing, so positions right after rare question terms score best: the cue then holds
-    the term and the rollout what the document says next. All zeros where no term occurs.
-    """
-    document_T = torch.as_tensor(document, dtype=torch.long).cpu()
-    question_M = torch.tensor(question, dtype=torch.long)
-    score_T = torch.zeros(document_T.numel(), dtype=torch.float64)
-    if not len(question_M) or not len(document_T):
-        return score_T
-    base = 1 + int(torch.maximum(question_M.max(), document_T.max()))
-    for width in range(1, min(_MAX_TERM_TOKENS, len(question), document_T.numel()) + 1):
-        codes_T = F.pad(_run_codes(document_T, width, base), (width - 1, 0), value=-1)
-        terms = sorted(set(_run_codes(question_M, width, base).tolist()))
-        for i in range(0, len(terms), _TERMS_AT_ONCE):
-            terms_M = torch.tensor(terms[i : i + _TERMS_AT_ONCE])
-            score_T += _term_scores(codes_T, terms_M, window)
-    peak = score_T.max()
-    return score_T / peak if peak > 0 else score_T
-
-
-def relevant_passages(relevance_T: Tensor, num: int, size: int) -> list[int]:
-    """Starts of up to `num` passages of `size` tokens around the most relevant places, ascending.
-
-    Each has such a place in its middle, so that an answer may stand on either side of it, as far as
-    the document's ends and the other passages leave room. Fewer where no other place is relevant.
-    """
-    left_T = relevance_T.clone()
-    last = max(len(left_T) - size, 0)
-    starts: list[int] = []
-    while len(starts) < num and bool((left_T > 0).any()):
-        start = int(left_T.argmax()) - size // 2
-        before = max((other for other in starts if other <= start), default=start - size)
-        start = max(start, before + size)
-        after = min((other for other in starts if other > start), default=start + size)
-        start = min(max(min(start, after - size), 0), last)
-        starts.append(start)
-        left_T[start : start + size] = 0.0
-    return sorted(starts)
-
-
-def _run_codes(tokens_T: Tensor, width: int, base: int) -> Tensor:
-    """One number for every run of `width` tokens, held at its last token: [T - width + 1]."""
-    powers = base ** torch.arange(width - 1, -1, -1)
-    return (tokens_T.unfold(0, width, 1) * powers).sum(-1)
-
-
-def _term_scores(codes_T: Tensor, terms_M: Tensor, window: int) -> Tensor:
-    """Sum over terms of idf * freshness of the term's last match: [T]."""
-    index_T = torch.arange(codes_T.numel())
-    match_MT = codes_T == terms_M.unsqueeze(1)
-    last_MT = torch.where(match_MT, index_T, -window).cummax(1).values
-    age_MT = (index_T - last_MT) / window
-    fresh_MT = torch.where(age_MT < 1, 1 - age_MT / 2, 0.0).double()
-    num_stretches = max(codes_T.numel() / window, 1.0)
-    frequency_M = ((fresh_MT > 0).sum(1) / window).clamp_max(num_stretches)
-    idf_M = torch.log1p((num_stretches - frequency_M + 0.5) / (frequency_M + 0.5))
-    return idf_M.double() @ fresh_MT

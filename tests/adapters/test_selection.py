@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imprint.adapters.config import RefineConfig
+from imprint.adapters.relevance import Relevance
 from imprint.adapters.selection import (
     allowed_positions,
     focus_positions,
-    relevance,
-    relevant_passages,
     select_positions,
     smooth_entropy,
     write_positions,
@@ -119,30 +118,12 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     assert draw(1, 2) != draw(2, 2)
 
 
-def test_relevance_peaks_right_after_the_rare_terms_of_the_question() -> None:
-    filler = [1, 2, 3, 4] * 100
-    document = [*filler[:200], 1, 2, 50, 51, 3, 90, *filler[200:]]
-    scores = relevance(document, [1, 2, 50, 51, 7], window=8)
-    assert scores.shape == (len(document),)
-    assert float(scores.max()) == 1.0
-    assert int(scores.argmax()) == 203  # the last token of "50 51": position 204 comes after it
-    assert scores[204] > scores[206] > scores[100]
-    assert float(scores[:190].max()) < 0.3
-
-
-def test_relevance_of_nothing_in_common_is_zero() -> None:
-    assert not relevance([1, 2, 3], [9, 8], window=4).any()
-    assert not relevance([1, 2, 3], [], window=4).any()
-    assert relevance([], [1], window=4).numel() == 0
-    assert relevance([5], [5], window=4).tolist() == [1.0]
-
-
 def test_focus_goes_where_the_question_points() -> None:
     generator = torch.Generator().manual_seed(0)
     document = torch.randint(0, 40, (600,), generator=generator).tolist()
     document[400:404] = [90, 91, 92, 93]
     config = RefineConfig(positions=8, focus_gamma=10.0, focus_window=16)
-    scores = relevance(document, [90, 91, 92, 93], window=config.focus_window)
+    scores = Relevance(document, [90, 91, 92, 93], window=config.focus_window).score_T
     positions = focus_positions(entropy(600), scores, config, seed=0, step=0).tolist()
     assert positions == sorted(set(positions))
     assert len(positions) == 8
@@ -163,38 +144,6 @@ def test_focus_on_short_documents(length: int) -> None:
     config = RefineConfig(selection="entropy", positions=4, rollout_length=5)
     positions = focus_positions(entropy(length), torch.zeros(length), config, seed=0, step=0)
     assert len(positions) == max(0, min(4, length - 5))
-
-
-def test_passages_stand_around_what_is_most_relevant() -> None:
-    scores = torch.zeros(400)
-    scores[[40, 41, 200, 396]] = torch.tensor([0.9, 0.8, 0.5, 1.0])
-    assert relevant_passages(scores, 2, 32) == [24, 368]  # 396 - 16 would reach over the end
-    assert relevant_passages(scores, 9, 32) == [24, 184, 368]  # no more is relevant
-    assert relevant_passages(scores, 0, 32) == []
-    assert relevant_passages(torch.zeros(400), 4, 32) == []
-    assert relevant_passages(torch.tensor([0.0, 1.0]), 4, 32) == [0]
-    assert relevant_passages(torch.zeros(0), 4, 32) == []
-
-
-def test_passages_move_aside_so_that_neighbours_are_whole() -> None:
-    scores = torch.zeros(400)
-    scores[[100, 118, 82]] = torch.tensor([1.0, 0.9, 0.8])
-    assert relevant_passages(scores, 3, 32) == [52, 84, 116]
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1, width=32), max_size=200), st.integers(0, 6), st.integers(1, 40))
-def test_passages_of_any_document(values: list[float], num: int, size: int) -> None:
-    scores = torch.tensor(values)
-    starts = relevant_passages(scores, num, size)
-    assert starts == sorted(starts)
-    assert len(starts) <= num
-    assert all(0 <= start <= max(len(values) - size, 0) for start in starts)
-    covered = {place for start in starts for place in range(start, start + size)}
-    missed = [value for place, value in enumerate(values) if place not in covered]
-    assert len(starts) == num or not any(missed)
-    if starts:
-        assert int(scores.argmax()) in covered
 
 
 def written(length: int, *places: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from imprint.adapters.config import RefineConfig
-from imprint.adapters.selection import relevance, relevant_passages
+from imprint.adapters.relevance import Relevance
 from imprint.models import prefill
 from imprint.models.generate import generate_greedy
 from imprint.server.messages import (
@@ -119,16 +119,17 @@ def test_passages_of_a_focus_are_read_before_the_prompt(
     focus |= {"probe_margin": 100.0}  # the gate refuses the delta: what is left is the reading
     rig.ask("r", "a", prompts=[question], focus=focus)
     said = rig.run()
-    scores = relevance(document, question.tokens, window=RefineConfig.preset("focus").focus_window)
+    preset = RefineConfig.preset("focus")
+    relevance = Relevance(document, question.tokens, window=preset.focus_window)
     read = [
         token
-        for start in relevant_passages(scores, num_passages, 16)
+        for start in relevance.passages(num_passages, 16, repeat=preset.focus_repeat)
         for token in (*rig.tokenizer.encode("\n"), *document[start : start + 16])
     ]
     assert len(read) == num_passages * 17
     _, state = prefill(rig.model, torch.tensor([document]))
     if num_passages:
-        state = rig.model.faded(state, RefineConfig.preset("focus").focus_memory)
+        state = rig.model.faded(state, preset.focus_memory)
     prompt = torch.tensor([[*read, *question.tokens]])
     assert tokens_of(said) == generate_greedy(rig.model, prompt, state, num_tokens=8)[0].tolist()
     done = one(said, SequenceDone)
