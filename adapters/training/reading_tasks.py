@@ -114,8 +114,14 @@ class Excerpts:
         return Asked(context[start:stop], held)
 
 
-def chain(rng: random.Random, num_tokens: Callable[[str], int], length: int) -> tuple[str, str]:
-    """A chain of variables as RULER hides it, with the start of its answer; and that answer."""
+def chain(
+    rng: random.Random, num_tokens: Callable[[str], int], length: int
+) -> tuple[str, str, str, list[int]]:
+    """A chain of variables as RULER hides it: the document, the question with the start of its
+    answer, that answer, and where in the document each of its variables is assigned.
+
+    Places are characters. Document, question and answer are `length` tokens, or a few less.
+    """
     sample = build_tracking(
         length=length,
         num_tokens=num_tokens,
@@ -123,7 +129,8 @@ def chain(rng: random.Random, num_tokens: Callable[[str], int], length: int) -> 
         num_answer_tokens=40,
         num_hops=rng.randint(1, 4),
     )
-    return sample.document + sample.query, f" {' '.join(sample.answers)}"
+    places = [sample.document.rindex(f"VAR {name} = ") for name in sample.answers]
+    return sample.document, sample.query, f" {' '.join(sample.answers)}", places
 
 
 def short_chain(rng: random.Random, prose: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
