@@ -19,7 +19,7 @@ TARGETS = (
     ("many documents over one", "throughput", "over_one_document", "at least"),
     ("many documents over none studied", "throughput", "over_no_deltas", "at least"),
     (
-        "more than fit into memory, over none studied",
+        "far more documents than that, over none studied",
         "throughput",
         "rare_over_no_deltas",
         "at least",
@@ -41,9 +41,9 @@ def add_parser(benchmarks: Commands) -> None:
         description=(
             "Send documents and questions, which arrive by chance, to a server, and measure "
             "throughput, waits, rejections and memory. Then compare, alternately: answers about "
-            "many documents, about one, without deltas, and with more documents than fit into "
-            "memory; the wait beside a study and idle. Starts a server of its own, unless --url "
-            "names one; what is made there is deleted again."
+            "many documents, about one, without deltas, and about far more documents, most of "
+            "them on disk; the wait beside a study and idle. Starts a server of its own, unless "
+            "--url names one; what is made there is deleted again."
         ),
     )
     add = parser.add_argument
@@ -60,6 +60,14 @@ def add_parser(benchmarks: Commands) -> None:
     add("--warm-up", type=float, default=3.0, metavar="S", help="seconds before it counts")
     add("--document-tokens", type=int, default=128, metavar="N", help="length of documents, about")
     add("--max-tokens", type=int, default=16, metavar="N", help="longest answer")
+    add("--rounds", type=int, metavar="N", help="rounds of the compared arms; default: 21")
+    add(
+        "--host-bytes",
+        type=int,
+        metavar="N",
+        help="what its own server holds of adapters in memory; default: so little that nine of ten "
+        "of the 1000 documents are read from disk",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     quick = arguments.quick
     num_questions = 64
     effort = Effort(
-        rounds=3 if quick else 7,
+        rounds=arguments.rounds or (3 if quick else 21),
         questions=num_questions,
         max_tokens=arguments.max_tokens,
         waits=60 if quick else 200,
@@ -95,9 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         revision=arguments.revision,
         threads=arguments.threads or 1,
-        host_bytes=None
-        if arguments.load_only
-        else round(HELD_ROUNDS * num_questions) * ADAPTER_BYTES,
+        host_bytes=_host_bytes(arguments, num_questions),
         num_studied=num_questions,
         num_many=320 if quick else 1000,
         load=load,
@@ -112,9 +118,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _host_bytes(arguments: argparse.Namespace, num_questions: int) -> int | None:
+    if arguments.host_bytes is not None or arguments.load_only:
+        return arguments.host_bytes
+    return round(HELD_ROUNDS * num_questions) * ADAPTER_BYTES
+
+
 def _check(arguments: argparse.Namespace) -> None:
-    for name in ("document_tokens", "max_tokens"):
-        if getattr(arguments, name) < 1:
+    for name in ("document_tokens", "max_tokens", "rounds", "host_bytes"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
     for name in ("question_rate", "document_rate", "warm_up"):
         if not 0 <= getattr(arguments, name) < float("inf"):
@@ -123,9 +136,18 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--duration must be above 0")
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError("--threads must be at least 1")
-    own = (arguments.threads is not None, arguments.model != BUNDLED_MODEL, arguments.revision)
+    if arguments.rounds is not None and arguments.load_only:
+        raise UsageError("--rounds counts what --load-only leaves out")
+    own = (
+        arguments.threads is not None,
+        arguments.model != BUNDLED_MODEL,
+        arguments.revision,
+        arguments.host_bytes is not None,
+    )
     if arguments.url is not None and any(own):
-        raise UsageError("--url names a running server: --model, --revision, --threads are its own")
+        raise UsageError(
+            "--url names a running server: --model, --revision, --threads, --host-bytes are its own"
+        )
 
 
 def table(numbers: dict[str, Any]) -> Iterator[str]:

@@ -111,7 +111,7 @@ async def _measure(
     }
     if config.effort is None:
         return results
-    say("answers a second: many documents, one, without deltas, more than fit into memory")
+    say("answers a second: many documents, one, without deltas, far more documents")
     results["throughput"] = await targets.throughput(traffic, served, documents, config.effort)
     say("waiting for the first text, idle and beside a study")
     results["waiting"] = await targets.waiting(traffic, served, documents, config.effort)

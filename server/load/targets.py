@@ -39,7 +39,7 @@ class Documents:
     read: Sequence[str]
     """The same documents without deltas."""
     many: Sequence[str]
-    """More than the host tier holds; the studied ones are among them."""
+    """Far more, the studied ones among them; where they don't fit into memory, most are on disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ async def throughput(
     traffic: Traffic, served: Served, documents: Documents, effort: Effort
 ) -> dict[str, Any]:
     """Answers a second over many documents, as shares of those over one, of those without deltas,
-    and with far more documents than fit into memory."""
+    and over far more documents: the host tier decides how many of these are read from disk."""
     arms = {
         "one_document": [documents.studied[0]] * effort.questions,
         "many_documents": _in_turn(documents.studied, effort.questions, 0),
