@@ -17,6 +17,7 @@ from torch import Tensor
 
 _MAX_TERM_TOKENS = 3
 _TERMS_AT_ONCE = 32
+_ROUNDING = 1e-9  # less is what sums and their parts differ by
 
 
 class Relevance:
@@ -52,10 +53,11 @@ class Relevance:
         A term that a passage has weighs only `repeat` (0 to 1) of its inverse document frequency in
         the choice of the next: they shall hold all that the question asks for, not the same thing.
         """
+        if repeat == 1.0:
+            return relevant_passages(self.score_T, num, size)
         left = {width: set(terms) for width, terms in self._terms.items()}
-        return relevant_passages(
-            self.score_T, num, size, lost=partial(self._lost, left, 1.0 - repeat)
-        )
+        lost = partial(self._lost, left, 1.0 - repeat)
+        return relevant_passages(self.score_T, num, size, lost=lost)
 
     def _lost(self, left: dict[int, set[int]], share: float, start: int, stop: int) -> Tensor:
         """The share of their scores that terms lose which are `left` and end in a passage."""
@@ -65,8 +67,7 @@ class Relevance:
             codes = _run_codes(self._document_T[first:stop], width, self._base)
             had = sorted(terms.intersection(codes.tolist()))
             terms.difference_update(had)
-            if share > 0:
-                lost_T += self._scores(width, had)
+            lost_T += self._scores(width, had)
         return lost_T * (share / self._peak)
 
     def _scores(self, width: int, terms: list[int]) -> Tensor:
@@ -107,6 +108,7 @@ def relevant_passages(
         open_T[start : start + size] = False
         if lost is not None and len(starts) < num:
             left_T -= lost(start, start + size)
+            left_T[left_T < _ROUNDING] = 0.0
     return sorted(starts)
 
 
