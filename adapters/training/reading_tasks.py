@@ -114,14 +114,8 @@ class Excerpts:
         return Asked(context[start:stop], held)
 
 
-def chain(
-    rng: random.Random, num_tokens: Callable[[str], int], length: int
-) -> tuple[str, str, str, list[int]]:
-    """A chain of variables as RULER hides it: the document, the question with the start of its
-    answer, that answer, and where in the document each of its variables is assigned.
-
-    Places are characters. Document, question and answer are `length` tokens, or a few less.
-    """
+def chain(rng: random.Random, num_tokens: Callable[[str], int], length: int) -> tuple[str, str]:
+    """A chain of variables as RULER hides it, with the start of its answer; and that answer."""
     sample = build_tracking(
         length=length,
         num_tokens=num_tokens,
@@ -129,8 +123,7 @@ def chain(
         num_answer_tokens=40,
         num_hops=rng.randint(1, 4),
     )
-    places = [sample.document.rindex(f"VAR {name} = ") for name in sample.answers]
-    return sample.document, sample.query, f" {' '.join(sample.answers)}", places
+    return sample.document + sample.query, f" {' '.join(sample.answers)}"
 
 
 def short_chain(rng: random.Random, prose: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:

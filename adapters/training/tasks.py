@@ -7,14 +7,12 @@ predicting it: one or more for answers and repeats, `PROSE_WEIGHT` for what surr
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections.abc import Callable
 
 from imprint.adapters.training.cloze_tasks import ClozeTasks
 from imprint.adapters.training.corpus import Prose
 from imprint.adapters.training.needle_tasks import NeedleTasks
 from imprint.adapters.training.reading_tasks import Excerpts, Passages, chain, short_chain
-from imprint.adapters.training.rereading import NUM_PASSAGES, reread
 from imprint.adapters.training.samples import PROSE_WEIGHT, Sample
 from imprint.models.prompts import DEFAULT_QUESTION_TEMPLATE
 from imprint.models.tokenizer import Tokenizer
@@ -23,7 +21,6 @@ PROSE_SHARE = 0.25
 """Share of the prose that is predicted at all; the rest would cost as much and teach little."""
 
 _SHORTEST_TRACKING = 512
-_PASSAGE_TOKENS = 64
 _SHORTEST_EXCERPT = 192
 
 
@@ -56,7 +53,6 @@ class Tasks:
             "rereads": needles.rereads,
             "sentences": needles.sentences,
             "tracking": self.tracking,
-            "tracking_rereads": self.tracking_rereads,
             "chains": self.chains,
             "clozes": ClozeTasks(prose, tokenizer).clozes,
             "questions": self.questions,
@@ -124,32 +120,9 @@ class Tasks:
         if length < _SHORTEST_TRACKING:
             return self.chains(rng, length)
         sample = Sample()
-        document, question, answer, _ = chain(rng, self._num_tokens, length)
-        tokens, target = self.tokenizer.encode_batch([document + question, answer])
+        prompt, answer = chain(rng, self._num_tokens, length)
+        tokens, target = self.tokenizer.encode_batch([prompt, answer])
         sample.add(tokens, PROSE_WEIGHT / 4)
-        sample.add(target, 1.0)
-        return sample
-
-    def tracking_rereads(self, rng: random.Random, length: int) -> Sample:
-        """The same, where passages are read again before the question: mostly around assignments of
-        its chain, else around what looks like it, at the document's start, and leads nowhere."""
-        size = _PASSAGE_TOKENS if length > 1024 else _PASSAGE_TOKENS // 2
-        room = length - NUM_PASSAGES * (size + 1)
-        if room < _SHORTEST_TRACKING // 2:
-            return self.chains(rng, length)
-        text, question, answer, places = chain(rng, self._num_tokens, room)
-        document, asked, target = self.tokenizer.encode_batch([text, question, answer])
-        ends = self.tokenizer.token_ends(text)
-        if rng.random() < 0.8:
-            num = min(len(places), NUM_PASSAGES)
-            wanted = [bisect_right(ends, place) for place in rng.sample(places, num)]
-        else:
-            wanted = [rng.randint(0, len(document) // 4) for _ in range(NUM_PASSAGES)]
-        sample = Sample()
-        sample.add(document, PROSE_WEIGHT / 4)
-        line_break = self.tokenizer.encode("\n")
-        sample.add(reread(rng, document, wanted, size, line_break), 0.0)
-        sample.add(asked, 0.0)
         sample.add(target, 1.0)
         return sample
 

@@ -72,45 +72,19 @@ def test_a_part_of_a_long_passage_has_the_questions_that_it_answers() -> None:
 
 
 def test_chains_end_with_their_names() -> None:
-    document, question, answer, places = chain(random.Random(0), lambda text: len(text) // 3, 512)
+    prompt, answer = chain(random.Random(0), lambda text: len(text) // 3, 512)
     names = answer.split()
-    assert question.endswith("they are:")
-    assert f"{len(names)} variables are assigned" in question
+    assert prompt.endswith("they are:")
+    assert f"{len(names)} variables are assigned" in prompt
     for before, name in pairwise(names):
-        assert f"VAR {name} = VAR {before} " in document
-    assert [document[place:].split()[1] for place in places] == names
+        assert f"VAR {name} = VAR {before} " in prompt
     document, questions = short_chain(random.Random(3), [])
     for question, answer in questions:
         value = next(word for word in question.split() if word.isdigit())
         assert f"VAR {answer.split()[0]} = {value}" in document
 
 
-@pytest.mark.parametrize("length", [1000, 2000])
-def test_assignments_of_a_chain_are_read_again_before_it_is_asked_for(
-    tasks: Tasks, length: int
-) -> None:
-    tokenizer = load_tokenizer(MODEL)  # one whose tokens are as long as in real runs
-    tasks = Tasks(tasks.prose, tokenizer)
-    again = 0
-    for seed in range(20):
-        sample = tasks.draw("tracking_rereads", random.Random(seed), length)
-        assert len(sample.tokens) == length
-        answer = [i for i, weight in enumerate(sample.weights) if weight >= 1.0]
-        before = tokenizer.decode(sample.tokens[: answer[0]])
-        names = tokenizer.decode([sample.tokens[i] for i in answer]).split()
-        assert before.endswith(
-            f"{len(names)} variables are assigned the value {value(before)}, they are:"
-        )
-        assert all(before.count(f"VAR {name} = ") in (1, 2) for name in names)
-        again += any(before.count(f"VAR {name} = ") == 2 for name in names)
-    assert 12 <= again <= 19  # four of five samples; in the others what leads nowhere
-
-
-def value(prompt: str) -> str:
-    return prompt.rsplit("the value ", 1)[1].split(",")[0]
-
-
-@pytest.mark.parametrize("kind", ["queries", "tracking", "tracking_rereads", "chains", "questions"])
+@pytest.mark.parametrize("kind", ["queries", "tracking", "chains", "questions"])
 @pytest.mark.parametrize("length", [1000, 2000])
 def test_samples_have_the_asked_length_and_something_to_answer(
     tasks: Tasks, kind: str, length: int

@@ -14,7 +14,7 @@ from imprint.adapters.training.tasks import PROSE_SHARE, Tasks
 
 KINDS = (
     "repeat", "needles", "ruler", "queries", "dense", "dense_lists", "lists", "pairs",
-    "associations", "prose", "rereads", "sentences", "clozes", "tracking_rereads",
+    "associations", "prose", "rereads", "sentences", "clozes",
 )  # fmt: skip
 
 
