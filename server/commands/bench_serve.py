@@ -15,6 +15,7 @@ ADAPTER_BYTES = 2**20
 """Of a short document on the bundled model; what the host tier is to hold is counted in these."""
 HELD_ROUNDS = 3.5
 """So many arms' adapters fit: those of three arms stay, those of the fourth are read from disk."""
+ROUNDS, QUICK_ROUNDS = 21, 3
 TARGETS = (
     ("many documents over one", "throughput", "over_one_document", "at least"),
     ("many documents over none studied", "throughput", "over_no_deltas", "at least"),
@@ -60,7 +61,8 @@ def add_parser(benchmarks: Commands) -> None:
     add("--warm-up", type=float, default=3.0, metavar="S", help="seconds before it counts")
     add("--document-tokens", type=int, default=128, metavar="N", help="length of documents, about")
     add("--max-tokens", type=int, default=16, metavar="N", help="longest answer")
-    add("--rounds", type=int, metavar="N", help="rounds of the compared arms; default: 21")
+    rounds = f"rounds of the compared arms; default: {ROUNDS}, with --quick {QUICK_ROUNDS}"
+    add("--rounds", type=int, metavar="N", help=rounds)
     add(
         "--host-bytes",
         type=int,
@@ -80,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     quick = arguments.quick
     num_questions = 64
     effort = Effort(
-        rounds=arguments.rounds or (3 if quick else 21),
+        rounds=arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS),
         questions=num_questions,
         max_tokens=arguments.max_tokens,
         waits=60 if quick else 200,
@@ -119,8 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _host_bytes(arguments: argparse.Namespace, num_questions: int) -> int | None:
-    if arguments.host_bytes is not None or arguments.load_only:
-        return arguments.host_bytes
+    named: int | None = arguments.host_bytes
+    if named is not None or arguments.load_only:
+        return named
     return round(HELD_ROUNDS * num_questions) * ADAPTER_BYTES
 
 
