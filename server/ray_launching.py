@@ -117,7 +117,10 @@ class RayLauncher:
         self._refuse_unreachable()
         try:
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:  # something listens there, and does not let us in
+        except ConnectionError as error:
+            if self._address == "auto":  # none runs here
+                raise
+            # something listens there, and does not let us in
             raise LaunchError(
                 f"no Ray cluster at {self._address!r}: {error}; a cluster begun by `ray start` may "
                 "ask for a token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from its head"
