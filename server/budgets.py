@@ -1,4 +1,5 @@
-"""How much a worker takes on at once: measured constants on a CPU, shares of free memory on a GPU.
+"""How much a worker takes on at once: measured constants on a CPU, shares of free memory on a GPU,
+and of the host's memory for adapters that wait there.
 
 A setting that is given always holds. A pure function of numbers; no torch, nothing is measured
 here. Limit: the shares are chosen, not tuned, on no GPU yet.
@@ -17,6 +18,8 @@ GPU_USABLE = 0.8
 allocator's losses."""
 GPU_ADAPTERS = 0.25
 """Share of that for adapters at hand; the rest is for studying."""
+HOST_ADAPTERS = 1 / 8
+"""Share of a machine's memory for the adapters that its workers keep ready."""
 MOST_ADAPTATIONS = 64
 """More in one batch fill no GPU better, and make each of them wait."""
 TYPICAL_TOKENS = 4096
@@ -30,16 +33,22 @@ class Budgets:
     adaptation_bytes: int
     adapter_device_bytes: int
     """0 on a CPU, which has no such tier."""
+    adapter_host_bytes: int
     max_running_adaptations: int
     max_batched_adaptations: int
 
 
-def budgets_of(config: WorkerConfig, *, free_bytes: int | None, job_bytes: int) -> Budgets:
+def budgets_of(
+    config: WorkerConfig, *, free_bytes: int | None, host_bytes: int, job_bytes: int
+) -> Budgets:
     """The budgets of a worker whose model and slots are in place.
 
-    `free_bytes` are what its GPU has left; None on a CPU. `job_bytes` is what a typical study
-    needs, by the estimate that admits it.
+    `free_bytes` are what its GPU has left; None on a CPU. `host_bytes` is all the memory of its
+    machine. `job_bytes` is what a typical study needs, by the estimate that admits it.
     """
+    kept_bytes = config.adapter_host_bytes
+    if kept_bytes is None:
+        kept_bytes = int(HOST_ADAPTERS * config.host_share * host_bytes)
     adaptation_bytes, device_bytes = config.adaptation_bytes, config.adapter_device_bytes
     if free_bytes is None:
         adaptation_bytes = adaptation_bytes or CPU_ADAPTATION_BYTES
@@ -54,6 +63,7 @@ def budgets_of(config: WorkerConfig, *, free_bytes: int | None, job_bytes: int) 
     return Budgets(
         adaptation_bytes=adaptation_bytes,
         adapter_device_bytes=device_bytes,
+        adapter_host_bytes=kept_bytes,
         max_running_adaptations=config.max_running_adaptations or together,
         max_batched_adaptations=config.max_batched_adaptations or together,
     )

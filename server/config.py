@@ -182,9 +182,10 @@ class Settings(BaseSettings):
     adapter_device_bytes: int | None = Field(default=None, ge=0)
     """Memory of a GPU for adapters at hand; the least recently used move to the host. None: 20 % of
     what it has free. Refused on a CPU, where this and the host's are the same memory."""
-    adapter_host_bytes: int = Field(default=2**30, ge=0)
+    adapter_host_bytes: int | None = Field(default=None, ge=0)
     """Memory of the host for adapters kept ready on a worker; the least recently used leave it
-    first (all are on disk)."""
+    first (all are on disk). None: an eighth of the machine's memory or its container's limit,
+    shared by the workers."""
     idle_states: Literal["exact", "int8"] = "exact"
     """How the host keeps the recurrent states of adapters that are not in use: as they are, or in
     int8, which takes a quarter of a matrix's memory and changes what they remember a little."""
@@ -267,6 +268,7 @@ class Settings(BaseSettings):
             max_waiting_requests=self.max_active_requests,
             adapter_device_bytes=self.adapter_device_bytes,
             adapter_host_bytes=self.adapter_host_bytes,
+            host_share=1 / self.workers,
             idle_states=self.idle_states,
             max_tokens=self.max_document_tokens,
             drain_timeout_s=self.drain_timeout_s,

@@ -49,7 +49,7 @@ from imprint.server.step_times import QUANTUM, StepTimes
 from imprint.server.studies import typical_bytes
 from imprint.server.tasks import INTERNAL_ERROR, OUT_OF_MEMORY, Emit, Surroundings, failure
 from imprint.server.worker_config import WorkerConfig
-from imprint.server.worker_memory import free_bytes
+from imprint.server.worker_memory import free_bytes, host_bytes
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +94,14 @@ class Engine:
         budgets = budgets_of(
             config,
             free_bytes=free_bytes(model.device),
+            host_bytes=host_bytes(),
             job_bytes=typical_bytes(model, config.segment_tokens),
         )
         self.scheduler = Scheduler(scheduler_config(config, budgets))
         tiers = tiers_of(
             model.device,
             device_bytes=budgets.adapter_device_bytes,
-            host_bytes=config.adapter_host_bytes,
+            host_bytes=budgets.adapter_host_bytes,
             idle_states=config.idle_states,
         )
         self.cache = AdapterCache(AdapterStore(config.store), tiers, self._report.observe, clock)

@@ -33,7 +33,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     adaptation_share: float = 0.5
     """Share of the time that quanta get while answers are decoding; the rest is the answers'."""
     max_running_adaptations: int | None = None
-    """None: see `budgets_of`, as for the three other budgets that may be None."""
+    """None: see `budgets_of`, as for the four other budgets that may be None."""
     max_batched_adaptations: int | None = None
     """Jobs whose quanta of one kind run as one batch, at most."""
     max_quantum_ms: float | None = None
@@ -43,9 +43,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting_requests: int = 256
     adapter_device_bytes: int | None = None
     """Capacity of the adapters kept on a GPU; the least recently used move to the host."""
-    adapter_host_bytes: int = 1 << 30
+    adapter_host_bytes: int | None = None
     """Capacity of the adapters kept on the host; the least recently used leave first (they stay on
     disk)."""
+    host_share: float = 1.0
+    """This worker's share of what its machine gives to all; the others may run there, too."""
     idle_states: Literal["exact", "int8"] = "exact"
     """How the host keeps the states of adapters that are not in use; see `idle_states.py`."""
     max_tokens: int = 1 << 20

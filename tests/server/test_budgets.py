@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
 from imprint.server.budgets import Budgets, budgets_of, scheduler_config
 from imprint.server.config import Settings
 from imprint.server.worker_config import WorkerConfig
+from imprint.server.worker_memory import host_bytes
 
 GB = 10**9
 
 
 def found(free_bytes: int | None, job_bytes: int = GB, **settings: Any) -> Budgets:
     config = WorkerConfig(model="m", store="s", **settings)
-    return budgets_of(config, free_bytes=free_bytes, job_bytes=job_bytes)
+    return budgets_of(config, free_bytes=free_bytes, host_bytes=80 * GB, job_bytes=job_bytes)
 
 
 def test_a_cpu_has_the_measured_constants() -> None:
     assert found(None) == found(None, job_bytes=1) == Budgets(
         adaptation_bytes=4 << 30,
         adapter_device_bytes=0,
+        adapter_host_bytes=10 * GB,
         max_running_adaptations=8,
         max_batched_adaptations=8,
     )  # fmt: skip
@@ -59,6 +63,34 @@ def test_what_is_set_leaves_the_other_what_remains() -> None:
     assert found(10 * GB, adapter_device_bytes=6 * GB).adaptation_bytes == 2 * GB
     many = found(10 * GB, adaptation_bytes=3 * GB)
     assert (many.max_running_adaptations, many.adapter_device_bytes) == (3, 2 * GB)
+
+
+def test_workers_share_an_eighth_of_their_machines_memory() -> None:
+    alone, one_of_four = Settings().pool_config(), Settings(workers=4).pool_config()
+    for pool, wanted in ((alone, 10 * GB), (one_of_four, 25 * GB // 10)):
+        budgets = budgets_of(pool.worker, free_bytes=None, host_bytes=80 * GB, job_bytes=GB)
+        assert budgets.adapter_host_bytes == wanted
+    assert found(None, adapter_host_bytes=0, host_share=0.25).adapter_host_bytes == 0
+    assert found(10 * GB, adapter_host_bytes=7).adapter_host_bytes == 7
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted"),
+    [
+        ((), None),
+        (("max\n",), None),
+        (("2097152\n",), 2 << 20),
+        (("max\n", "9223372036854771712\n"), None),
+        (("4194304\n", "2097152\n"), 2 << 20),
+    ],
+)
+def test_a_container_has_the_memory_it_may_use(
+    tmp_path: Path, texts: tuple[str, ...], wanted: int | None
+) -> None:
+    limits = [tmp_path / "absent", *(tmp_path / str(i) for i in range(len(texts)))]
+    for path, text in zip(limits[1:], texts, strict=True):
+        path.write_text(text)
+    assert host_bytes(limits) == (wanted or psutil.virtual_memory().total)
 
 
 def test_a_second_tier_is_refused_on_a_cpu() -> None:
