@@ -23,7 +23,8 @@ from imprint.models.checkpoint import load_model
 from imprint.models.generate import prefill
 from imprint.models.kernels import uses_triton
 from imprint.models.kernels.choice import read_delta_rule
-from imprint.models.kernels.delta_rule import chunk_delta_rule, chunk_size_for
+from imprint.models.kernels.chunks import chunk_size_for
+from imprint.models.kernels.delta_rule import chunk_delta_rule
 from imprint.models.kernels.gated_delta_rule import chunk_gated_delta_rule
 from imprint.models.layers import l2_normalize
 from imprint.models.lora import LoraDelta

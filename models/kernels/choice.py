@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from imprint.models.kernels import uses_triton
+from imprint.models.kernels.chunks import needs_grad
 from imprint.models.kernels.delta_rule import chunk_delta_rule
 from imprint.models.kernels.fla_delta_rule import Sizes, find_reader
 from imprint.models.kernels.gated_delta_rule import chunk_gated_delta_rule
@@ -75,7 +76,7 @@ def read_delta_rule(
             gated=log_decay_BHT is not None,
             dtype=v_BHTV.dtype,
         )
-        graded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        graded = needs_grad(*(t for t in tensors if t is not None))
         reader = find_reader(sizes, v_BHTV.device, graded=graded)
         if reader is not None:
             return reader.read(*tensors, stops=stops)

@@ -18,7 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imprint.models.kernels.chunks import Outputs, blocks, chunk_size_for, needs_grad, to_chunks
+
 _BASE = 16  # size of the diagonal blocks that are inverted by forward substitution
+_WHOLE_VECTORS = 64  # a multiple of how many float32 any CPU's vectors hold
 
 
 class _UnitLowerInverse(torch.autograd.Function):
@@ -47,40 +50,32 @@ def _invert_unit_lower(lower_MCC: Tensor) -> Tensor:
     inverse_MCC = torch.zeros_like(lower_MCC)
     blocks = lower_MCC.view(num, num_blocks, _BASE, num_blocks, _BASE).diagonal(dim1=1, dim2=3)
     # block index innermost: every operation of the substitution is then contiguous
-    low = blocks.permute(1, 2, 0, 3).reshape(_BASE, _BASE, num * num_blocks).contiguous()
+    low = blocks.permute(1, 2, 0, 3).reshape(_BASE, _BASE, num * num_blocks)
+    # a CPU sums what fills no vector in another order: a row would depend on how many there are
+    low = F.pad(low, (0, -num * num_blocks % _WHOLE_VECTORS))
     inv = torch.zeros_like(low)
     inv[0, 0] = 1
     for i in range(1, _BASE):
-        inv[i, :i] = -(low[i, :i].unsqueeze(1) * inv[:i, :i]).sum(0)
+        torch.sum(low[i, :i].unsqueeze(1) * inv[:i, :i], 0, out=inv[i, :i]).neg_()
         inv[i, i] = 1
     target = inverse_MCC.view(num, num_blocks, _BASE, num_blocks, _BASE).diagonal(dim1=1, dim2=3)
-    target.copy_(inv.view(_BASE, _BASE, num, num_blocks).permute(2, 0, 1, 3))
+    inv = inv[:, :, : num * num_blocks].view(_BASE, _BASE, num, num_blocks)
+    target.copy_(inv.permute(2, 0, 1, 3))
     width = _BASE
     while width < size:
         for j in range(0, size, 2 * width):
             mid, end = j + width, j + 2 * width
             lower_left = torch.bmm(lower_MCC[:, mid:end, j:mid], inverse_MCC[:, j:mid, j:mid])
-            inverse_MCC[:, mid:end, j:mid] = -torch.bmm(
-                inverse_MCC[:, mid:end, mid:end], lower_left
-            )
+            upper_left = torch.bmm(inverse_MCC[:, mid:end, mid:end], lower_left)
+            torch.neg(upper_left, out=inverse_MCC[:, mid:end, j:mid])
         width *= 2
     return inverse_MCC
 
 
-def unit_lower_inverse(lower_MNCC: Tensor) -> Tensor:
+def unit_lower_inverse(lower_MCC: Tensor) -> Tensor:
     """(I + L)^-1 for strictly lower triangular L, differentiable; C is a multiple of 16."""
-    inverse: Tensor = _UnitLowerInverse.apply(lower_MNCC.flatten(0, 1))  # type: ignore[no-untyped-call]
-    return inverse.view_as(lower_MNCC)
-
-
-def chunk_size_for(num_tokens: int, head_dim: int) -> int:
-    """Tokens of a chunk that are fastest on a CPU."""
-    # measured on two cores: 32 is fastest up to 64-wide heads, 64 above
-    largest = 32 if head_dim <= 64 else 64
-    size = _BASE
-    while size < min(num_tokens, largest):
-        size *= 2
-    return size
+    inverse: Tensor = _UnitLowerInverse.apply(lower_MCC)  # type: ignore[no-untyped-call]
+    return inverse
 
 
 def chunk_delta_rule(
@@ -101,67 +96,80 @@ def chunk_delta_rule(
     `chunk_size` must be a multiple of 16. With `stops` (one row only, ascending token counts) there
     is a state for each of them, [P, H, K, V], instead of the final one.
     """
-    batch, heads, num_tokens, key_dim = q_BHTK.shape
-    size = chunk_size or chunk_size_for(num_tokens, key_dim)
-    dtype = torch.promote_types(state_BHKV.dtype, torch.float32)
-    pad = -num_tokens % size
-
-    def chunks(x: Tensor) -> Tensor:
-        # [B, H, T, D] -> [M, N, C, D]; zero tokens at the end write nothing
-        x = F.pad(x.to(dtype), (0, 0, 0, pad)) if pad else x.to(dtype)
-        return x.reshape(batch * heads, (num_tokens + pad) // size, size, x.shape[-1])
-
-    q, k, v = chunks(q_BHTK), chunks(k_BHTK), chunks(v_BHTV)
-    beta, scale = chunks(beta_BHT.unsqueeze(-1)), key_dim**-0.5
-    # beta and scale go to small matrices: a pass over q, k or v costs about as much as a product
-    solve = unit_lower_inverse(((k @ k.mT) * beta).tril(-1)) * beta.mT
-    u, w = solve @ v, solve @ k
-    attention = (q @ k.mT).tril()
-    shared = batch // state_BHKV.shape[0]
-    if shared > 1 and w.shape[1] == 1:
-        return _one_chunk_of_shared_states(q, k, u, w, attention, state_BHKV.to(dtype), num_tokens)
-    state = (
-        state_BHKV.to(dtype).repeat_interleave(shared, 0) if shared > 1 else state_BHKV.to(dtype)
-    )
-    state = state.flatten(0, 1)
-    new_values, reads, stopped = [], [], []
-    # unbind, not indexing: the backward of indexing is quadratic in the number of chunks
-    pieces = zip(u.unbind(1), w.unbind(1), k.mT.unbind(1), q.unbind(1), strict=True)
-    for n, (u_n, w_n, kt_n, q_n) in enumerate(pieces):
-        value = torch.baddbmm(u_n, w_n, state, alpha=-1)
-        new_values.append(value)
-        reads.append(torch.bmm(q_n, state))
-        for stop in stops or ():
-            if n * size < stop <= (n + 1) * size:
-                read = stop - n * size
-                stopped.append(torch.baddbmm(state, kt_n[:, :, :read], value[:, :read]))
-        state = torch.baddbmm(state, kt_n, value)
-    pairs = (torch.stack(reads, 1), attention, torch.stack(new_values, 1))
-    o = torch.baddbmm(*(x.flatten(0, 1) for x in pairs), alpha=scale, beta=scale)
-    o = o.reshape(batch, heads, num_tokens + pad, v.shape[-1])[:, :, :num_tokens]
+    batch, heads, _, key_dim = q_BHTK.shape
+    size = chunk_size or chunk_size_for(q_BHTK.shape[2], key_dim)
+    state_PHKV = state_BHKV.to(torch.promote_types(state_BHKV.dtype, torch.float32))
+    tokens = (q_BHTK, k_BHTK, v_BHTV, beta_BHT.unsqueeze(-1))
+    shared = batch // state_PHKV.shape[0]
+    if shared > 1 and q_BHTK.shape[2] <= size:
+        return _one_chunk_of_shared_states(tokens, size, state_PHKV)
+    state = state_PHKV.repeat_interleave(shared, 0).flatten(0, 1)  # a copy
+    in_place = not needs_grad(*tokens, state)
+    added = Tensor.baddbmm_ if in_place else torch.baddbmm
+    outputs = Outputs(v_BHTV, state.dtype, in_place=in_place)
+    stopped, num_read = [], 0
+    for block in blocks(tokens, size):
+        q, k, u, w, attention = _within_chunks(block, size, state.dtype, in_place=in_place)
+        room = torch.empty_like(u)
+        values, reads = [], []
+        # unbind, not indexing: the backward of indexing is quadratic in the number of chunks
+        pieces = zip(*(x.unbind() for x in (u, w, k.mT, q, room)), strict=True)
+        for u_n, w_n, kt_n, q_n, room_n in pieces:
+            value = added(u_n, w_n, state, alpha=-1)
+            values.append(value)
+            reads.append(added(room_n, q_n, state, beta=0))
+            for stop in stops or ():
+                if num_read < stop <= num_read + size:
+                    read = stop - num_read
+                    stopped.append(torch.baddbmm(state, kt_n[:, :, :read], value[:, :read]))
+            state = added(state, kt_n, value)
+            num_read += size
+        if not in_place:
+            room, u = torch.stack(reads), torch.stack(values)
+        outputs.add(read_out(room, attention, u, key_dim**-0.5, in_place=in_place))
     if stops is not None:
-        return o, torch.stack(stopped)
-    return o, state.view(batch, heads, *state.shape[1:])
+        return outputs.joined(), torch.stack(stopped)
+    return outputs.joined(), state.view(batch, heads, *state.shape[1:])
+
+
+def _within_chunks(
+    tokens: Sequence[Tensor], size: int, dtype: torch.dtype, *, in_place: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """q, k, U and W [N, M, C, D] and tril(Q K^T) [N M, C, C] of a block's chunks."""
+    q, k, v, beta = (to_chunks(x, size, dtype) for x in tokens)
+    q_, k_, v_, beta_ = (x.flatten(0, 1) for x in (q, k, v, beta))
+    times = Tensor.mul_ if in_place else torch.mul
+    # beta and scale go to small matrices: a pass over q, k or v costs about as much as a product
+    written = times(torch.bmm(k_, k_.mT), beta_).tril_(-1)
+    solve = times(unit_lower_inverse(written), beta_.mT)
+    attention = torch.bmm(q_, k_.mT).tril_()
+    u, w = torch.bmm(solve, v_), torch.bmm(solve, k_)
+    return q, k, u.view_as(v), w.view_as(k), attention
+
+
+def read_out(
+    reads: Tensor, attention: Tensor, values: Tensor, scale: float, *, in_place: bool
+) -> Tensor:
+    """scale (reads + attention values): [N, M, C, V]; with `in_place` it overwrites `reads`."""
+    parts = (reads.flatten(0, 1), attention, values.flatten(0, 1))
+    added = Tensor.baddbmm_ if in_place else torch.baddbmm
+    return added(*parts, alpha=scale, beta=scale).view_as(reads)
 
 
 def _one_chunk_of_shared_states(
-    q: Tensor,
-    k: Tensor,
-    u: Tensor,
-    w: Tensor,
-    attention: Tensor,
-    state_PHKV: Tensor,
-    num_tokens: int,
+    tokens: Sequence[Tensor], size: int, state_PHKV: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`chunk_delta_rule` of one chunk [M, 1, C, D] where each of P states serves several rows."""
+    """`chunk_delta_rule` of one chunk where each of P states serves several rows."""
     states, heads = state_PHKV.shape[:2]
-    size = q.shape[2]
-    asked = torch.cat((w, q), 2).view(states, -1, heads, 2 * size, w.shape[-1])
+    num_tokens = tokens[0].shape[2]
+    q, k, u, w, attention = _within_chunks(tokens, size, state_PHKV.dtype, in_place=False)
+    q, k, u, w = q[0], k[0], u[0], w[0]
+    asked = torch.cat((w, q), 1).view(states, -1, heads, 2 * size, w.shape[-1])
     read = read_shared(asked, state_PHKV).flatten(0, 2)
-    value = u[:, 0] - read[:, :size]
+    value = u - read[:, :size]
     scale = k.shape[-1] ** -0.5
-    o = torch.baddbmm(read[:, size:], attention[:, 0], value, alpha=scale, beta=scale)
-    written = torch.bmm(k[:, 0].mT, value).view(states, -1, *state_PHKV.shape[1:])
+    o = torch.baddbmm(read[:, size:], attention, value, alpha=scale, beta=scale)
+    written = torch.bmm(k.mT, value).view(states, -1, *state_PHKV.shape[1:])
     new_state = written.add_(state_PHKV.unsqueeze(1)).flatten(0, 1)
     return o.view(-1, heads, size, o.shape[-1])[:, :, :num_tokens], new_state
 

@@ -14,12 +14,13 @@ N = number of chunks, M = B * H.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from imprint.models.kernels.delta_rule import chunk_size_for, read_shared, unit_lower_inverse
+from imprint.models.kernels.chunks import Outputs, blocks, chunk_size_for, needs_grad, to_chunks
+from imprint.models.kernels.delta_rule import read_out, read_shared, unit_lower_inverse
 
 
 def chunk_gated_delta_rule(
@@ -42,112 +43,136 @@ def chunk_gated_delta_rule(
     `chunk_size` must be a multiple of 16. With `stops` (one row only, ascending token counts) there
     is a state for each of them, [P, H, K, V], instead of the final one.
     """
-    batch, heads, num_tokens, key_dim = q_BHTK.shape
-    size = chunk_size or chunk_size_for(num_tokens, key_dim)
-    dtype = torch.promote_types(state_BHKV.dtype, torch.float32)
-    pad = -num_tokens % size
-
-    def chunks(x: Tensor) -> Tensor:
-        # [B, H, T, D] -> [M, N, C, D]; zero tokens at the end write and forget nothing
-        x = F.pad(x.to(dtype), (0, 0, 0, pad)) if pad else x.to(dtype)
-        return x.reshape(batch * heads, (num_tokens + pad) // size, size, x.shape[-1])
-
-    q, k, v = chunks(q_BHTK), chunks(k_BHTK), chunks(v_BHTV)
-    beta, scale = chunks(beta_BHT.unsqueeze(-1)), key_dim**-0.5
-    since, between = _decays(chunks(log_decay_BHT.unsqueeze(-1)))
-    # beta and scale go to small matrices: a pass over q, k or v costs about as much as a product
-    solve = unit_lower_inverse((k @ k.mT * (between * beta)).tril(-1)) * beta.mT
-    u, w = solve @ v, (solve * since.mT) @ k
-    attention = q @ k.mT * between
-    q = q * since
-    shared = batch // state_BHKV.shape[0]
-    state = state_BHKV.to(dtype)
-    if shared > 1 and w.shape[1] == 1:
-        k_end, last = k * between[:, :, -1].unsqueeze(-1), since[:, 0, -1:]
-        return _one_chunk_of_shared_states(q, k_end, u, w, attention, last, state, num_tokens)
-    state = (state.repeat_interleave(shared, 0) if shared > 1 else state).flatten(0, 1)
-    new_values, reads, states = _walk(q, k, u, w, since, between, state, stops)
-    pairs = (torch.stack(reads, 1), attention, torch.stack(new_values, 1))
-    o = torch.baddbmm(*(x.flatten(0, 1) for x in pairs), alpha=scale, beta=scale)
-    o = o.reshape(batch, heads, num_tokens + pad, v.shape[-1])[:, :, :num_tokens]
+    batch, heads, _, key_dim = q_BHTK.shape
+    size = chunk_size or chunk_size_for(q_BHTK.shape[2], key_dim)
+    state_PHKV = state_BHKV.to(torch.promote_types(state_BHKV.dtype, torch.float32))
+    per_token = (beta_BHT.unsqueeze(-1), log_decay_BHT.unsqueeze(-1))
+    tokens = (q_BHTK, k_BHTK, v_BHTV, *per_token)
+    shared = batch // state_PHKV.shape[0]
+    if shared > 1 and q_BHTK.shape[2] <= size:
+        return _one_chunk_of_shared_states(tokens, size, state_PHKV)
+    state = state_PHKV.repeat_interleave(shared, 0).flatten(0, 1)  # a copy
+    in_place = not needs_grad(*tokens, state)
+    outputs = Outputs(v_BHTV, state.dtype, in_place=in_place)
+    stopped, num_read = [], 0
+    for block in blocks(tokens, size):
+        chunks = _within_chunks(block, size, state.dtype, in_place=in_place)
+        inside = [stop - num_read for stop in stops or () if stop > num_read]
+        reads, values, state, states = _walk(chunks, state, inside, in_place=in_place)
+        stopped += states
+        scale = key_dim**-0.5
+        outputs.add(read_out(reads, chunks.attention, values, scale, in_place=in_place))
+        num_read += block[0].shape[2]
     if stops is not None:
-        return o, torch.stack(states)
-    return o, states[-1].view(batch, heads, *state.shape[1:])
+        return outputs.joined(), torch.stack(stopped)
+    return outputs.joined(), state.view(batch, heads, *state.shape[1:])
 
 
-def _decays(log_decay_MNC1: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay from a chunk's start through token i [M, N, C, 1], and from after j through i.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunks:
+    """What a block's chunks are without a state: [N, M, C, D], but for what is said."""
 
-    The second, [M, N, C, C], is zero above its diagonal and one on it.
+    q: Tensor
+    """Times the decay since the chunk's start."""
+    k: Tensor
+    k_end: Tensor
+    """As they have decayed by the chunk's end."""
+    u: Tensor
+    w: Tensor
+    attention: Tensor
+    """[N M, C, C]; zero above the diagonal."""
+    since: Tensor
+    between: Tensor
+    """As `_decays` returns them."""
+
+
+def _within_chunks(
+    tokens: Sequence[Tensor], size: int, dtype: torch.dtype, *, in_place: bool
+) -> _Chunks:
+    q, k, v, beta, log_decay = (to_chunks(x, size, dtype) for x in tokens)
+    since, between = _decays(log_decay)
+    q_, k_, v_, beta_, since_, between_ = (x.flatten(0, 1) for x in (q, k, v, beta, since, between))
+    times = Tensor.mul_ if in_place else torch.mul
+    # beta and scale go to small matrices: a pass over q, k or v costs about as much as a product
+    written = times(torch.bmm(k_, k_.mT), between_ * beta_).tril_(-1)
+    solve = times(unit_lower_inverse(written), beta_.mT)
+    u, w = torch.bmm(solve, v_), torch.bmm(solve * since_.mT, k_)
+    attention = times(torch.bmm(q_, k_.mT), between_)
+    return _Chunks(
+        q=q * since,
+        k=k,
+        k_end=k * between[:, :, -1].unsqueeze(-1),
+        u=u.view_as(v),
+        w=w.view_as(k),
+        attention=attention,
+        since=since,
+        between=between,
+    )
+
+
+def _decays(log_decay_NMC1: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay from a chunk's start through token i [N, M, C, 1], and from after j through i.
+
+    The second, [N, M, C, C], is zero above its diagonal and one on it.
     """
     # differences of sums: float64 keeps what they would cancel after a token that forgets all
-    total = log_decay_MNC1.double().cumsum(2)
-    gap = (total - total.mT).to(log_decay_MNC1.dtype)
+    total = log_decay_NMC1.double().cumsum(2)
+    gap = (total - total.mT).to(log_decay_NMC1.dtype)
     future = torch.ones(gap.shape[-2:], dtype=torch.bool, device=gap.device).triu(1)
     # masked before exp: there the gap is positive, and may overflow
-    between = gap.masked_fill(future, -torch.inf).exp()
-    return total.to(log_decay_MNC1.dtype).exp(), between
+    between = gap.masked_fill_(future, -torch.inf).exp_()
+    return total.to(log_decay_NMC1.dtype).exp(), between
 
 
 def _walk(
-    q: Tensor,
-    k: Tensor,
-    u: Tensor,
-    w: Tensor,
-    since: Tensor,
-    between: Tensor,
-    state: Tensor,
-    stops: Sequence[int] | None,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The sequential part: per chunk its new values and what the state before it answers.
+    chunks: _Chunks, state: Tensor, stops: Sequence[int], *, in_place: bool
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The sequential part: what the state before each chunk answers, and the chunk's new values.
 
-    Third, the states [M, K, V] at `stops`; without stops the final one.
+    Third, the state [M, K, V] after the last one; fourth, those at `stops`, counted from the first
+    chunk, as far as they lie in these. With `in_place` it overwrites `state` and `chunks.u`.
     """
-    size = q.shape[2]
-    new_values, reads, stopped = [], [], []
+    size = chunks.q.shape[2]
+    added = Tensor.baddbmm_ if in_place else torch.baddbmm
+    times = Tensor.mul_ if in_place else torch.mul
+    room = torch.empty_like(chunks.u)
+    values, reads, stopped = [], [], []
     # unbind, not indexing: the backward of indexing is quadratic in the number of chunks
-    pieces = zip(*(x.unbind(1) for x in (q, k, u, w, since, between)), strict=True)
-    for n, (q_n, k_n, u_n, w_n, since_n, between_n) in enumerate(pieces):
-        value = torch.baddbmm(u_n, w_n, state, alpha=-1)
-        new_values.append(value)
-        reads.append(torch.bmm(q_n, state))
-        piece = (k_n, value, since_n, between_n)
-        for stop in stops or ():
+    parts = (chunks.q, chunks.k, chunks.k_end, chunks.u, chunks.w)
+    decays = (chunks.since, chunks.between)
+    pieces = zip(*(x.unbind() for x in (*parts, *decays, room)), strict=True)
+    for n, (q_n, k_n, k_end_n, u_n, w_n, since_n, between_n, room_n) in enumerate(pieces):
+        value = added(u_n, w_n, state, alpha=-1)
+        values.append(value)
+        reads.append(added(room_n, q_n, state, beta=0))
+        for stop in stops:
             if n * size < stop <= (n + 1) * size:
-                stopped.append(_state_after(state, *piece, stop - n * size))
-        state = _state_after(state, *piece, size)
-    return new_values, reads, stopped if stops is not None else [state]
-
-
-def _state_after(
-    state: Tensor, k: Tensor, value: Tensor, since: Tensor, between: Tensor, num_read: int
-) -> Tensor:
-    """The state [M, K, V] once the first tokens of a chunk [M, C, D] have been written."""
-    kept = state * since[:, num_read - 1 : num_read]
-    decayed = k[:, :num_read] * between[:, num_read - 1, :num_read].unsqueeze(-1)
-    return torch.baddbmm(kept, decayed.mT, value[:, :num_read])
+                num = stop - n * size
+                kept = state * since_n[:, num - 1 : num]
+                decayed = k_n[:, :num] * between_n[:, num - 1, :num].unsqueeze(-1)
+                stopped.append(torch.baddbmm(kept, decayed.mT, value[:, :num]))
+        kept = times(state, since_n[:, -1:])
+        state = added(kept, k_end_n.mT, value)
+    if in_place:
+        return room, chunks.u, state, stopped
+    return torch.stack(reads), torch.stack(values), state, stopped
 
 
 def _one_chunk_of_shared_states(
-    q: Tensor,
-    k_end: Tensor,
-    u: Tensor,
-    w: Tensor,
-    attention: Tensor,
-    last: Tensor,
-    state_PHKV: Tensor,
-    num_tokens: int,
+    tokens: Sequence[Tensor], size: int, state_PHKV: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`chunk_gated_delta_rule` of one chunk [M, 1, C, D] whose P states serve several rows each."""
+    """`chunk_gated_delta_rule` of one chunk where each of P states serves several rows."""
     states, heads = state_PHKV.shape[:2]
-    size = q.shape[2]
-    asked = torch.cat((w, q), 2).view(states, -1, heads, 2 * size, w.shape[-1])
+    num_tokens = tokens[0].shape[2]
+    chunks = _within_chunks(tokens, size, state_PHKV.dtype, in_place=False)
+    q, k_end, u, w = chunks.q[0], chunks.k_end[0], chunks.u[0], chunks.w[0]
+    asked = torch.cat((w, q), 1).view(states, -1, heads, 2 * size, w.shape[-1])
     read = read_shared(asked, state_PHKV).flatten(0, 2)
-    value = u[:, 0] - read[:, :size]
-    scale = k_end.shape[-1] ** -0.5
-    o = torch.baddbmm(read[:, size:], attention[:, 0], value, alpha=scale, beta=scale)
-    written = torch.bmm(k_end[:, 0].mT, value).view(states, -1, *state_PHKV.shape[1:])
-    kept = last.view(states, -1, heads, 1, 1)
+    value = u - read[:, :size]
+    scale = q.shape[-1] ** -0.5
+    o = torch.baddbmm(read[:, size:], chunks.attention, value, alpha=scale, beta=scale)
+    written = torch.bmm(k_end.mT, value).view(states, -1, *state_PHKV.shape[1:])
+    kept = chunks.since[0, :, -1].view(states, -1, heads, 1, 1)
     new_state = torch.addcmul(written, kept, state_PHKV.unsqueeze(1)).flatten(0, 1)
     return o.view(-1, heads, size, o.shape[-1])[:, :, :num_tokens], new_state
 

@@ -162,9 +162,11 @@ def run_kernels(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--batch-sizes needs numbers of at least 1, as 1,32; got {sizes!r}")
     import torch
 
+    from imprint.models.host_memory import keep_freed_memory
     from imprint.models.kernel_benchmark import KernelBenchmark, run_kernel_benchmark
 
     check_device(arguments.device)
+    keep_freed_memory()  # as a worker does
     dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     config = KernelBenchmark(
         model=_model(arguments),

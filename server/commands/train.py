@@ -83,7 +83,9 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
     if arguments.threads < 1:
         raise UsageError(f"--threads must be at least 1, got {arguments.threads}")
     from imprint.adapters.training.pretrain import log_line, pretrain
+    from imprint.models.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         pretrain(

@@ -85,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--config: {error}") from None
     from imprint.adapters.training.refine_train import NonFiniteError
     from imprint.adapters.training.start import TrainingPaths, train
+    from imprint.models.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     init = model_folder(arguments.model, arguments.revision).folder
     paths = TrainingPaths(init=init, data=arguments.data, out=arguments.out)
     minutes = arguments.max_minutes
