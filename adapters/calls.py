@@ -25,7 +25,7 @@ class Work:
     """What a call costs."""
 
     phase: str
-    """read, rollout, backward, probe, gate or select."""
+    """read, rollout, backward, probe, gate, select or draft."""
     forward_tokens: int = 0
     backward_tokens: int = 0
     rollout_tokens: int = 0

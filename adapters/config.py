@@ -126,6 +126,9 @@ class RefineConfig:
     focus_memory: float = 0.5
     """Strength that the document's memory has left when passages are read again; 1: all. The less
     it has, the more what was just read weighs against what a full memory mixes up with it."""
+    focus_draft_tokens: int = 48
+    """Tokens of two drafts of each answer, with what was done for the question and without: it is
+    answered with it only if the model is not surer of the other. 0: no drafts are written."""
     patience: int = 3
     """Probes in a row without improvement after which the steps stop."""
     probe_places: int = 32

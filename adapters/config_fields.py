@@ -56,6 +56,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "focus_passage_tokens": (8, 1024),
     "focus_repeat": (0.0, 1.0),
     "focus_memory": (0.0, 1.0),
+    "focus_draft_tokens": (0, 512),
     "patience": (1, 1000),
     "probe_places": (1, 256),
     "probe_margin": (0.0, 100.0),

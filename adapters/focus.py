@@ -1,5 +1,6 @@
 """Studies a document for known questions: they choose the positions, each has a delta of its own.
-They also choose passages, which are read once more before the question is.
+They also choose passages, which are read once more before the question is. A question keeps both
+only if the model is not surer of its answer without them.
 
 Works from the document-end state alone, with recall branches in scope `query_lora`: a step costs
 some hundred tokens per question whatever the document's length, and so do the passages.
@@ -9,7 +10,7 @@ Shapes: Q = questions, N = positions of a question, T = document tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from imprint.adapters.branches import query_step
 from imprint.adapters.calls import AloneCall, Work, ask
 from imprint.adapters.config import RefineConfig, check_focus
 from imprint.adapters.delta import init_delta, make_optimizer
+from imprint.adapters.drafts import DraftPrompt, Ends, write_drafts
 from imprint.adapters.gate import ProbeResult, judge, probe_call
 from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
@@ -33,6 +35,7 @@ from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 
 _PROBE_STEP = (1 << 19) - 1  # a step no run reaches
+_SURER_WITHOUT = "the model is surer of its answer without it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,13 @@ class FocusResult:
     reward_first: float | None
     reward_last: float | None
     passage_tokens: int
-    """Document tokens that are read again before the question, whatever the gate says."""
+    """Document tokens that are read again before the question, whatever the gate says; none where
+    the model is surer without them."""
+    confidence: float | None
+    """How sure the model is of a draft of the answer with what was done for the question: mean
+    log-probability of its tokens in nats. None where no draft was written."""
+    confidence_without: float | None
+    """The same without it; where this is more, the question is answered without it."""
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,12 +80,13 @@ class Focus:
         seed: int = 0,
         similarity: Similarity | None = None,
         line_break: Sequence[int] = (),
+        ends: Ends = lambda token, so_far: False,
     ) -> None:
-        """`line_break`: tokens before each passage that is read again."""
+        """`line_break`: tokens before each passage that is read again. `ends`: of drafts."""
         check_focus(config)
         check_reward(config, similarity)
         self._similarity = similarity
-        self._line_break = list(line_break)
+        self._line_break, self._ends = list(line_break), ends
         if not questions:
             raise ValueError("focus needs at least one question")
         self.model, self.adapter, self.config, self.seed = model, adapter, config, seed
@@ -100,8 +110,13 @@ class Focus:
         return quanta_alone(self.study())
 
     def study(self) -> Study[None]:
-        """Step for all questions at once, then judge each."""
+        """Step for all questions at once, then judge each, then draft each answer."""
         start = self._start()
+        yield from self._learn(start)
+        if self.config.focus_draft_tokens:
+            yield from self._compare(start)
+
+    def _learn(self, start: LoraDelta) -> Study[None]:
         scores: list[Tensor] = []
         for question in self.questions:
             call = AloneCall(Work("select"), partial(self._relevant, question))
@@ -227,10 +242,47 @@ class Focus:
                     reward_first=None if rewards[0] is None else float(rewards[0][i]),
                     reward_last=None if rewards[-1] is None else float(rewards[-1][i]),
                     passage_tokens=len(self.passages[i]),
+                    confidence=None,
+                    confidence_without=None,
                     reason=verdict.reason if finite else "a gradient was not finite",
                 )
         self.results = [results[i] for i in range(start.num)]
         self.delta = LoraDelta.stack(kept)
+
+    def _compare(self, start: LoraDelta) -> Study[None]:
+        """Take back what was done for a question whose answer the model is surer of without it."""
+        assert self.delta is not None
+        kept = [self.delta.slice(i, i + 1) for i in range(start.num)]
+        changed = [i for i, r in enumerate(self.results) if r.adapted or self.passages[i]]
+        size = max(1, self.config.branches_at_once // 2)
+        for part in (changed[first : first + size] for first in range(0, len(changed), size)):
+            prompts = [
+                prompt for i in part for prompt in self._two_ways(i, kept[i], start.slice(i, i + 1))
+            ]
+            work = write_drafts(
+                self.model, prompts, num_tokens=self.config.focus_draft_tokens, ends=self._ends
+            )
+            drafts = yield from self.usage.run(work, self.config.steps, self.config.steps)
+            for i, focused, plain in zip(part, drafts[::2], drafts[1::2], strict=True):
+                result = dataclasses.replace(
+                    self.results[i],
+                    confidence=focused.confidence,
+                    confidence_without=plain.confidence,
+                )
+                if plain.confidence > focused.confidence:
+                    kept[i], self.passages[i] = start.slice(i, i + 1), []
+                    result = dataclasses.replace(
+                        result, adapted=False, alpha=None, passage_tokens=0, reason=_SURER_WITHOUT
+                    )
+                self.results[i] = result
+        self.delta = LoraDelta.stack(kept)
+
+    def _two_ways(self, i: int, delta: LoraDelta, own: LoraDelta) -> Iterator[DraftPrompt]:
+        """To a question's answer: with what was done for it, and without."""
+        end, question = self.adapter.state, self.questions[i]
+        faded = self.model.faded(end, self.memory_shares[i])
+        yield DraftPrompt([*self.passages[i], *question], faded, delta)
+        yield DraftPrompt(question, end, own)
 
     def _unchanged(self, passages: list[int]) -> FocusResult:
         return FocusResult(
@@ -242,6 +294,8 @@ class Focus:
             reward_first=None,
             reward_last=None,
             passage_tokens=len(passages),
+            confidence=None,
+            confidence_without=None,
             reason="the document is too short",
         )
 

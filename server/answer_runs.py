@@ -8,6 +8,7 @@ from typing import Any
 
 from imprint.adapters.calls import Call
 from imprint.adapters.course import Course
+from imprint.adapters.drafts import LineEnd
 from imprint.adapters.focus import FocusResult
 from imprint.models import RecurrentState
 from imprint.server import studies
@@ -177,6 +178,7 @@ class AnswerRuns:
             task.message,
             task.config,
             line_break=around.tokenizer.encode("\n", continues=True),
+            ends=LineEnd(around.tokenizer),
             similarity=around.similarity,
         )
         task.course = Course(task.focus.study())

@@ -189,6 +189,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                     "reward_first": None,
                     "reward_last": None,
                     "passage_tokens": 260,
+                    "confidence": -0.02,
+                    "confidence_without": -0.61,
                     "reason": "recall improved",
                 },
             }

@@ -194,8 +194,13 @@ class FocusOutcome(Reply):
     reward_last: float | None
     passage_tokens: int
     """Of passages that were read again before the question."""
+    confidence: float | None
+    """How sure the model is of a draft of its answer with all this: mean log-probability of the
+    tokens, in nats. Null where no draft was written."""
+    confidence_without: float | None
+    """The same without; where this is more, the question is answered without."""
     reason: str
-    """What the gate said."""
+    """What the gate said, or the drafts."""
 
 
 class Answer(Reply):

@@ -11,6 +11,7 @@ from imprint.adapters import quantum
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import NOT_SERVED, RefineConfig, config_of_focus
 from imprint.adapters.document import DocumentReader
+from imprint.adapters.drafts import Ends
 from imprint.adapters.errors import ConfigError
 from imprint.adapters.focus import Focus
 from imprint.adapters.imported import read_import
@@ -124,6 +125,7 @@ def begin_focus(
     config: RefineConfig,
     *,
     line_break: Sequence[int],
+    ends: Ends,
     similarity: Similarity | None = None,
 ) -> Focus:
     """The focus run of all prompts of a request."""
@@ -135,6 +137,7 @@ def begin_focus(
         seed=generate.prompts[0].seed,
         similarity=similarity,
         line_break=line_break,
+        ends=ends,
     )
 
 

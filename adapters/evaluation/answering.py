@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imprint.adapters.drafts import LineEnd
 from imprint.models.architecture import FastWeightModel
 from imprint.models.generate import decode, prefill
 from imprint.models.lora import LoraDelta
@@ -43,7 +44,7 @@ class GreedyAnswerer:
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.ends_with_line = ends_with_line
-        self._breaks_line: dict[int, bool] = {}
+        self._line_end = LineEnd(tokenizer)
 
     def answer(
         self,
@@ -96,14 +97,9 @@ class GreedyAnswerer:
         return answers
 
     def _is_end(self, token: int, so_far: list[int]) -> bool:
-        if token == self.tokenizer.eos_id:
-            return True
         if not self.ends_with_line:
-            return False
-        breaks = self._breaks_line.get(token)
-        if breaks is None:
-            breaks = self._breaks_line[token] = "\n" in self.tokenizer.decode([token])
-        return breaks and bool(self.tokenizer.decode(so_far).strip())
+            return token == self.tokenizer.eos_id
+        return self._line_end(token, so_far)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.document import DocumentReader
+from imprint.adapters.drafts import LineEnd
 from imprint.adapters.evaluation.answering import Answers, GreedyAnswerer
 from imprint.adapters.evaluation.arm_names import ARMS
 from imprint.adapters.evaluation.compute import next_token_config, token_passes
@@ -151,6 +152,7 @@ class CaseArms:
             seed=self.seed,
             similarity=self.setup.similarity,
             line_break=self._line_break,
+            ends=LineEnd(self.setup.tokenizer),
         )
         _finish(focus.run())
         seconds = reading.seconds + time.perf_counter() - begin

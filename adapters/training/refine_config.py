@@ -36,7 +36,8 @@ _UNUSED: Final = frozenset(
     | {"grad_clip", "patience", "blend_factors", "learning_rates", "trial_steps"}
     | {"held_steps", "probe_places", "probe_margin", "probe_confidence", "neutral_margin"}
     | {"cue_tokens", "recall_fraction", "focus_gamma", "focus_window", "focus_spread"}
-    | {"focus_passages", "focus_passage_tokens", "focus_repeat", "focus_memory", "min_entropy"}
+    | {"focus_passages", "focus_passage_tokens", "focus_repeat", "focus_memory"}
+    | {"focus_draft_tokens", "min_entropy"}
 )
 """Fields of RefineConfig that say how a server adapts; a run has its own."""
 

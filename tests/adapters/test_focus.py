@@ -14,13 +14,17 @@ from imprint.adapters.errors import ConfigError
 from imprint.adapters.focus import Focus
 from imprint.adapters.refine import Refiner
 from imprint.models import DeltaNet, LoraDelta, weights_hash
+from imprint.models.generate import generate_greedy
 
 QUESTIONS = [list(range(40, 52)), [7, 7, 9], [200, 3, 77, 81, 12]]
 
 
 @pytest.fixture(scope="module")
 def config(small: RefineConfig) -> RefineConfig:
-    return small.replace(scope="query_lora", branches="recall", learning_rate=5e-3)
+    """Without drafts: what a random model is surer of says nothing."""
+    return small.replace(
+        scope="query_lora", branches="recall", learning_rate=5e-3, focus_draft_tokens=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +295,64 @@ def test_answers_begin_from_a_fainter_memory_where_passages_are_read(
     assert focus.memory_shares == [share, share]
     none = focused(tiny_model, read_adapter, QUESTIONS, config.replace(focus_passages=0))
     assert none.memory_shares == [1.0, 1.0, 1.0]
+
+
+def test_a_question_keeps_what_makes_the_model_surer_of_its_answer(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    config = config.replace(focus_passages=2, focus_passage_tokens=8)
+    questions = [document[i : i + 5] for i in range(12)]
+    without = focused(tiny_model, read_adapter, questions, config)
+    assert all(result.confidence is None for result in without.results)
+    focus = focused(
+        tiny_model,
+        read_adapter,
+        questions,
+        config.replace(focus_draft_tokens=9, segment_tokens=28),
+        ends=lambda token, so_far: len(so_far) == 6,
+    )
+    assert focus.delta is not None
+    assert without.delta is not None
+    kept = 0
+    for i, result in enumerate(focus.results):
+        assert result.confidence is not None
+        assert result.confidence_without is not None
+        read, share = without.passages[i], without.memory_shares[i]
+        delta = without.delta.slice(i, i + 1)
+        for confidence, passages, state, own in (
+            (result.confidence, read, tiny_model.faded(read_adapter.state, share), delta),
+            (result.confidence_without, [], read_adapter.state, None),
+        ):
+            tokens = [*passages, *questions[i]]
+            asked = torch.tensor([tokens])
+            answer = generate_greedy(tiny_model, asked, state, num_tokens=7, delta=own)
+            with torch.no_grad():
+                hidden, _ = tiny_model(torch.cat((asked, answer), 1), state, delta=own)
+                log_probs = tiny_model.logits(hidden[0, len(tokens) - 1 : -1]).log_softmax(-1)
+            mean = float(log_probs.gather(1, answer.T).mean())
+            assert confidence == pytest.approx(mean, abs=1e-4)
+        used = result.confidence >= result.confidence_without
+        kept += used
+        expected = without.results[i]
+        row = focus.delta.slice(i, i + 1)
+        if used:
+            assert (result.adapted, result.reason) == (expected.adapted, expected.reason)
+            assert focus.passages[i] == read
+        else:
+            assert not result.adapted
+            assert (result.alpha, result.passage_tokens) == (None, 0)
+            assert result.reason == "the model is surer of its answer without it"
+            assert (focus.passages[i], focus.memory_shares[i]) == ([], 1.0)
+        for tensor, right in zip(row.b.values(), delta.b.values(), strict=True):
+            assert torch.equal(tensor, right) if used else not tensor.any()
+    assert 0 < kept < len(questions)
+
+
+def test_no_draft_is_written_where_nothing_was_done(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+) -> None:
+    config = config.replace(focus_passages=0, probe_margin=100.0, focus_draft_tokens=9)
+    quanta = list((focus := Focus(tiny_model, read_adapter, QUESTIONS, config)).run())
+    assert {quantum.phase for quantum in quanta} >= {"select", "probe"}
+    assert "draft" not in {quantum.phase for quantum in quanta}
+    assert all(result.confidence is None for result in focus.results)

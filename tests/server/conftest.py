@@ -27,6 +27,8 @@ FOCUSED = FocusResult(
     reward_first=None,
     reward_last=None,
     passage_tokens=260,
+    confidence=-0.02,
+    confidence_without=-0.61,
     reason="recall improved",
 )
 """How a study for a question went, of every answer that asks for one."""

@@ -116,7 +116,8 @@ def test_passages_of_a_focus_are_read_before_the_prompt(
     rig.study("a", TEXTS[0])
     question = rig.prompt(f"Where? {TEXTS[0][40:60]}")
     focus = {"steps": 1, "focus_passages": num_passages, "focus_passage_tokens": 16}
-    focus |= {"probe_margin": 100.0}  # the gate refuses the delta: what is left is the reading
+    # the gate refuses the delta: what is left is the reading, whatever the model is surer of
+    focus |= {"probe_margin": 100.0, "focus_draft_tokens": 0}
     rig.ask("r", "a", prompts=[question], focus=focus)
     said = rig.run()
     preset = RefineConfig.preset("focus")
@@ -135,6 +136,29 @@ def test_passages_of_a_focus_are_read_before_the_prompt(
     done = one(said, SequenceDone)
     assert (done.adapted, done.focus["passage_tokens"]) == (False, len(read))
     assert done.usage["prompt_tokens"] == len(question.tokens)
+
+
+def test_a_question_is_answered_without_its_focus_where_the_model_is_surer_so(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig()
+    rig.study("a", TEXTS[0])
+    focus = {"steps": 2, "learning_rate": 0.1, "focus_passages": 2, "focus_passage_tokens": 16}
+    ways = {"none": None, "drafted": focus, "always": {**focus, "focus_draft_tokens": 0}}
+    used = []
+    for i in range(10):
+        prompts = [rig.prompt(TEXTS[0][5 * i : 5 * i + 20])]
+        said = {}
+        for way, asked in ways.items():
+            rig.ask(f"{way}{i}", "a", prompts=prompts, focus=asked)
+            said[way] = rig.run()
+        done = one(said["drafted"], SequenceDone)
+        surer = done.focus["confidence"] >= done.focus["confidence_without"]
+        used.append(surer)
+        assert tokens_of(said["drafted"]) == tokens_of(said["always" if surer else "none"])
+        assert surer or not done.adapted
+        assert one(said["always"], SequenceDone).focus["confidence"] is None
+    assert {True, False} == set(used)
 
 
 @pytest.mark.parametrize(

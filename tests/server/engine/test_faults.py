@@ -114,6 +114,7 @@ def test_a_focussed_answer_that_is_read_again_begins_where_it_began(
     rig = make_rig(shaky, step_tokens=8)
     rig.study("a", TEXTS[0], **REFINE)
     focus = {"steps": 1, "focus_passages": 2, "focus_passage_tokens": 16, "focus_memory": 0.25}
+    focus |= {"focus_draft_tokens": 0}
 
     def answer(*, breaks: bool) -> list[int]:
         rig.ask("x", "a", prompts=[rig.prompt(TEXTS[0][40:60])], focus=focus, max_tokens=20)
