@@ -47,6 +47,15 @@ def to_chunks(x_BHTD: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return x.reshape(-1, batch * heads, size, width)
 
 
+def own_state(state_PHKV: Tensor, shared: int, *, in_place: bool) -> Tensor:
+    """[M, K, V], a row for each of the `shared` rows that a state serves; free to overwrite if
+    `in_place`."""
+    if shared > 1:
+        return state_PHKV.repeat_interleave(shared, 0).flatten(0, 1)
+    state = state_PHKV.flatten(0, 1)
+    return state.clone() if in_place else state
+
+
 class Outputs:
     """What the blocks of a reading answer, put together: [B, H, T, V]."""
 

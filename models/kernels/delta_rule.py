@@ -18,7 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imprint.models.kernels.chunks import Outputs, blocks, chunk_size_for, needs_grad, to_chunks
+from imprint.models.kernels.chunks import (
+    Outputs,
+    blocks,
+    chunk_size_for,
+    needs_grad,
+    own_state,
+    to_chunks,
+)
 
 _BASE = 16  # size of the diagonal blocks that are inverted by forward substitution
 _WHOLE_VECTORS = 64  # a multiple of how many float32 any CPU's vectors hold
@@ -103,8 +110,8 @@ def chunk_delta_rule(
     shared = batch // state_PHKV.shape[0]
     if shared > 1 and q_BHTK.shape[2] <= size:
         return _one_chunk_of_shared_states(tokens, size, state_PHKV)
-    state = state_PHKV.repeat_interleave(shared, 0).flatten(0, 1)  # a copy
-    in_place = not needs_grad(*tokens, state)
+    in_place = not needs_grad(*tokens, state_PHKV)
+    state = own_state(state_PHKV, shared, in_place=in_place)
     added = Tensor.baddbmm_ if in_place else torch.baddbmm
     outputs = Outputs(v_BHTV, state.dtype, in_place=in_place)
     stopped, num_read = [], 0

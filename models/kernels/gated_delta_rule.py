@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imprint.models.kernels.chunks import Outputs, blocks, chunk_size_for, needs_grad, to_chunks
+from imprint.models.kernels.chunks import (
+    Outputs,
+    blocks,
+    chunk_size_for,
+    needs_grad,
+    own_state,
+    to_chunks,
+)
 from imprint.models.kernels.delta_rule import read_out, read_shared, unit_lower_inverse
 
 
@@ -51,8 +58,8 @@ def chunk_gated_delta_rule(
     shared = batch // state_PHKV.shape[0]
     if shared > 1 and q_BHTK.shape[2] <= size:
         return _one_chunk_of_shared_states(tokens, size, state_PHKV)
-    state = state_PHKV.repeat_interleave(shared, 0).flatten(0, 1)  # a copy
-    in_place = not needs_grad(*tokens, state)
+    in_place = not needs_grad(*tokens, state_PHKV)
+    state = own_state(state_PHKV, shared, in_place=in_place)
     outputs = Outputs(v_BHTV, state.dtype, in_place=in_place)
     stopped, num_read = [], 0
     for block in blocks(tokens, size):
