@@ -117,7 +117,7 @@ def run_answer_benchmark(
         "document_tokens": document_tokens,
         "background_tokens": background_tokens,
         "background_documents": background_documents,
-        "max_quantum_s": settings.pool_config().worker.quantum_bound_s,
+        "max_quantum_s": settings.max_quantum_ms / 1000,
         "segment_tokens": segment_tokens,
         "threads": threads,
         "num_questions": num_questions,

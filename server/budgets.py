@@ -77,7 +77,7 @@ def scheduler_config(config: WorkerConfig, budgets: Budgets) -> SchedulerConfig:
         adaptation_share=config.adaptation_share,
         max_running_adaptations=budgets.max_running_adaptations,
         max_batched_adaptations=budgets.max_batched_adaptations,
-        max_quantum_s=config.quantum_bound_s,
+        max_quantum_s=config.max_quantum_ms / 1000,
         adaptation_bytes=budgets.adaptation_bytes,
         max_waiting_requests=config.max_waiting_requests,
     )

@@ -173,9 +173,9 @@ class Settings(BaseSettings):
     max_batched_adaptations: int | None = Field(default=None, ge=1)
     """Adaptations, or focus runs, whose quanta of one kind are computed as one batch. None: as
     many as max_running_adaptations is without a setting of its own."""
-    max_quantum_ms: float | None = Field(default=None, gt=0)
+    max_quantum_ms: float = Field(default=100.0, gt=0)
     """Batches of quanta are kept as small as this time asks, at the speed of late; the quantum of a
-    single document is bounded by `segment_tokens`. None: 100 on a GPU, 250 on a CPU."""
+    single document is bounded by `segment_tokens`."""
     adaptation_bytes: int | None = Field(default=None, ge=1)
     """Memory that a worker's running adaptations may use together, by estimate. None: 4 GiB on a
     CPU; on a GPU 60 % of what it has free once model and slots are in place."""

@@ -5,11 +5,6 @@ from typing import Literal
 
 import msgspec
 
-GPU_QUANTUM_S = 0.1
-CPU_QUANTUM_S = 0.25
-"""A question may wait this long for a batch. Chosen; what other bounds cost is in BENCHMARKS.md: a
-single quantum of the bundled model takes up to about as long, in the default preset."""
-
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that a worker needs to know; it travels to the process as JSON."""
@@ -36,8 +31,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """None: see `budgets_of`, as for the four other budgets that may be None."""
     max_batched_adaptations: int | None = None
     """Jobs whose quanta of one kind run as one batch, at most."""
-    max_quantum_ms: float | None = None
-    """Batches are kept as small as this time asks; None: see `quantum_bound_s`."""
+    max_quantum_ms: float = 100.0
+    """Batches are kept as small as this time asks."""
     adaptation_bytes: int | None = None
     """Memory that running adaptations may use together, by estimate."""
     max_waiting_requests: int = 256
@@ -54,13 +49,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Longest document or prompt."""
     heartbeat_interval_s: float = 1.0
     drain_timeout_s: float = 30.0
-
-    @property
-    def quantum_bound_s(self) -> float:
-        """The time that a batch of quanta may take."""
-        if self.max_quantum_ms is not None:
-            return self.max_quantum_ms / 1000
-        return CPU_QUANTUM_S if self.device == "cpu" else GPU_QUANTUM_S
 
 
 class WireKeys(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,31 +61,32 @@ class Outputs:
 
     def __init__(self, v_BHTV: Tensor, dtype: torch.dtype, *, in_place: bool) -> None:
         """For the values of all tokens. `in_place`: nothing of it has a gradient."""
-        self._room = torch.empty_like(v_BHTV, dtype=dtype, memory_format=torch.contiguous_format)
-        self._in_place = in_place
+        self._batch, self._heads, self._num_tokens, _ = v_BHTV.shape
+        self._room = (
+            torch.empty(v_BHTV.shape, dtype=dtype, device=v_BHTV.device) if in_place else None
+        )
         self._parts: list[Tensor] = []
         self._num_done = 0
 
     def add(self, o_NMCV: Tensor) -> None:
         """The chunks that follow; what `to_chunks` filled in at the end goes."""
         num, _, size, width = o_NMCV.shape
-        batch, heads, num_tokens, _ = self._room.shape
-        o = o_NMCV.view(num, batch, heads, size, width).permute(1, 2, 0, 3, 4)
-        num_tokens = min(num * size, num_tokens - self._num_done)
-        room = self._room[:, :, self._num_done : self._num_done + num_tokens]
+        o = o_NMCV.view(num, self._batch, self._heads, size, width).permute(1, 2, 0, 3, 4)
+        first = self._num_done
+        num_tokens = min(num * size, self._num_tokens - first)
         self._num_done += num_tokens
-        if self._in_place and num_tokens == num * size:
-            room.view(o.shape).copy_(o)
+        if self._room is not None and num_tokens == num * size:
+            self._room[:, :, first : first + num_tokens].view(o.shape).copy_(o)
             return
-        part = o.reshape(batch, heads, num * size, width)[:, :, :num_tokens]
-        if self._in_place:
-            room.copy_(part)
+        part = o.reshape(self._batch, self._heads, num * size, width)[:, :, :num_tokens]
+        if self._room is not None:
+            self._room[:, :, first : first + num_tokens] = part
         else:
             self._parts.append(part)
 
     def joined(self) -> Tensor:
         """All that was added."""
-        if self._in_place:
+        if self._room is not None:
             return self._room
         return self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts, 2)
 

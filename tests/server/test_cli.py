@@ -250,7 +250,7 @@ def test_bench_answer_prints_json(tiny_checkpoint, capsys):
     assert code == 0
     numbers = json.loads(capsys.readouterr().out)
     assert (numbers["num_questions"], numbers["background_documents"]) == (1, 2)
-    assert numbers["max_quantum_s"] == 0.25
+    assert numbers["max_quantum_s"] == 0.1
     assert {"idle", "adapting", "longest_quantum_s"} < set(numbers)
 
 
