@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,11 @@ def test_a_study_survives_its_worker(url: str, settings: Settings, tmp_path: Pat
         assert 'worker_restarts_total{reason="killed"} 1.0' in http.get("/metrics").text
         body = {"adaptation": job.id, "questions": ["Who?"], "focus": False, "max_tokens": 4}
         assert http.post("/v1/answers", json=body).status_code == 200
-        text = http.get("/metrics").text
-        assert 'adaptation_checkpoints_total{outcome="resumed"} 1.0' in text
+        resumed_once = 'adaptation_checkpoints_total{outcome="resumed"} 1.0'
+        deadline = time.monotonic() + 30  # a worker says what it has counted once a second
+        while resumed_once not in http.get("/metrics").text:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     assert not list((settings.data_dir / "adapters" / "progress").rglob("*.*"))
     undisturbed = settings.model_copy(update={"data_dir": tmp_path / "undisturbed"})
     with local_server(undisturbed) as other, ImprintClient(other) as client:
