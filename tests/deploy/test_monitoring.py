@@ -121,6 +121,11 @@ def live(
         seen = live.query("sum(imprint_http_requests_total)")
         wait_for(lambda: live.query("sum(imprint_http_requests_total)") > seen, "another scrape")
         wait_for(lambda: live.query("sum(imprint_adapter_misses_total) > 0"), "what a worker said")
+        # what Prometheus saw first with all of its load has no rate: a little more of it
+        study_and_ask(live)
+        for name in ("request_queue_time_seconds", "quantum_duration_seconds"):
+            rate = f"sum(rate(imprint_{name}_count[60s])) > 0"
+            wait_for(lambda rate=rate: live.query(rate), f"the rate of {name}")
         wait_for(lambda: live.query("count_over_time(up[1m]) > 3"), "a few scrapes")
         yield live
 
@@ -157,6 +162,12 @@ def put_load_on(live: Live) -> None:
     assert http.post("/v1/answers", json=kept).is_success
     (live.data / "adapters" / f"{job['id']}.safetensors").unlink()
     assert http.post("/v1/answers", json=asked).status_code == 410
+
+
+def study_and_ask(live: Live) -> None:
+    """One document, studied for its question."""
+    asked = {"document": DOCUMENT, "questions": ["Which?"], "focus": {"steps": 1}, "max_tokens": 4}
+    assert live.http.post("/v1/answers", json=asked).is_success
 
 
 def families(text: str) -> dict[str, list[float]]:
