@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imprint.models.kernels.chunks import WHOLE_VECTORS
 from imprint.models.lora import DeltaLinear, LoraDelta
 
 
@@ -30,16 +31,13 @@ def l2_normalize(x: Tensor) -> Tensor:
     return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)
 
 
-_WHOLE_VECTORS = 64
-
-
 def in_whole_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x) of an elementwise function, each number the same wherever it lies in `x`.
 
     On a CPU torch computes the last numbers of a tensor, those that fill no vector, by other code,
     which rounds otherwise: a row's gates would depend on how many rows there are.
     """
-    missing = -x.numel() % _WHOLE_VECTORS
+    missing = -x.numel() % WHOLE_VECTORS
     if not missing or x.device.type != "cpu":
         return function(x)
     return function(F.pad(x.reshape(-1), (0, missing)))[: x.numel()].view(x.shape)

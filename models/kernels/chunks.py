@@ -16,6 +16,8 @@ from torch import Tensor
 
 SMALLEST = 16
 """A chunk holds a multiple of so many tokens."""
+WHOLE_VECTORS = 64
+"""A multiple of how many float32 any CPU's vectors hold: the rest is rounded otherwise."""
 _BLOCK_ELEMENTS = 2**18
 """Of one tensor of a block, [M, tokens, D]: a megabyte in float32."""
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imprint.models.kernels.chunks import (
+    WHOLE_VECTORS,
     Outputs,
     blocks,
     chunk_size_for,
@@ -28,7 +29,6 @@ from imprint.models.kernels.chunks import (
 )
 
 _BASE = 16  # size of the diagonal blocks that are inverted by forward substitution
-_WHOLE_VECTORS = 64  # a multiple of how many float32 any CPU's vectors hold
 
 
 class _UnitLowerInverse(torch.autograd.Function):
@@ -59,7 +59,7 @@ def _invert_unit_lower(lower_MCC: Tensor) -> Tensor:
     # block index innermost: every operation of the substitution is then contiguous
     low = blocks.permute(1, 2, 0, 3).reshape(_BASE, _BASE, num * num_blocks)
     # a CPU sums what fills no vector in another order: a row would depend on how many there are
-    low = F.pad(low, (0, -num * num_blocks % _WHOLE_VECTORS))
+    low = F.pad(low, (0, -num * num_blocks % WHOLE_VECTORS))
     inv = torch.zeros_like(low)
     inv[0, 0] = 1
     for i in range(1, _BASE):

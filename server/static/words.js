@@ -211,14 +211,15 @@ export function answerVerdict(answer, adaptation) {
     const again = focus.passage_tokens
       ? ` Passages near its words (${count(focus.passage_tokens, "token")}) were read again before it.`
       : "";
-    if (!adapted && focus.confidence_without > focus.confidence) {
+    if (focus.confidence_without > focus.confidence) {
       return {
         tone: "plain",
         text: `Studied for this question in ${steps}, but the model is surer of its answer without ` +
           `that: this is the answer without it.${probe}`,
       };
     }
-    return adapted
+    // `adapted` may speak of the document's own study: what the gate kept of this one has an alpha
+    return typeof focus.alpha === "number"
       ? {
           tone: "good",
           text: `Studied for this question in ${steps}, and the gate kept it.${probe}${again}`,
