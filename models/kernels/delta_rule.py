@@ -59,12 +59,11 @@ def _invert_unit_lower(lower_MCC: Tensor) -> Tensor:
     # block index innermost: every operation of the substitution is then contiguous
     low = blocks.permute(1, 2, 0, 3).reshape(_BASE, _BASE, num * num_blocks)
     # a CPU sums what fills no vector in another order: a row would depend on how many there are
-    low = F.pad(low, (0, -num * num_blocks % WHOLE_VECTORS))
-    inv = torch.zeros_like(low)
-    inv[0, 0] = 1
+    minus = -F.pad(low, (0, -num * num_blocks % WHOLE_VECTORS))
+    inv = torch.zeros_like(minus)
+    inv.diagonal(dim1=0, dim2=1).fill_(1)
     for i in range(1, _BASE):
-        torch.sum(low[i, :i].unsqueeze(1) * inv[:i, :i], 0, out=inv[i, :i]).neg_()
-        inv[i, i] = 1
+        torch.sum(minus[i, :i, None] * inv[:i, :i], 0, out=inv[i, :i])
     target = inverse_MCC.view(num, num_blocks, _BASE, num_blocks, _BASE).diagonal(dim1=1, dim2=3)
     inv = inv[:, :, : num * num_blocks].view(_BASE, _BASE, num, num_blocks)
     target.copy_(inv.permute(2, 0, 1, 3))
