@@ -9,6 +9,7 @@ ARMS: Final = {
     "adapted": "studied without the questions, gate on",
     "ungated": "the same study without its gate",
     "focus": "studied with the questions known",
+    "adapted_focus": "studied without the questions, then with them",
     "ntp_only": "next-token loss only, as many token passes as adapted",
     "reread": "read twice",
     "retrieval": "best passage only, by BM25",

@@ -142,31 +142,15 @@ class CaseArms:
 
     def focus(self) -> ArmAnswers:
         """Read once, then a delta and passages read again for each question."""
-        reading = self._reading
-        begin = time.perf_counter()
-        focus = Focus(
-            self.setup.model,
-            reading.value,
-            self.prompts,
-            self.setup.focus,
-            seed=self.seed,
-            similarity=self.setup.similarity,
-            line_break=self._line_break,
-            ends=LineEnd(self.setup.tokenizer),
-        )
-        _finish(focus.run())
-        seconds = reading.seconds + time.perf_counter() - begin
-        passes = reading.token_passes + token_passes(focus.usage)
-        end, model = reading.value.state, self.setup.model
-        states = [model.faded(end, share) for share in focus.memory_shares]
-        return self._answer(
-            _Done(focus, seconds, passes),
-            [[*read, *prompt] for read, prompt in zip(focus.passages, self.prompts, strict=True)],
-            RecurrentState.stack(states),
-            focus.delta,
-            num_adapted=sum(result.adapted for result in focus.results),
-            detail={"questions": [result.to_dict() for result in focus.results]},
-        )
+        return self._answer_focused(self._reading, self.setup.model)
+
+    def adapted_focus(self) -> ArmAnswers:
+        """As `adapted`, then as `focus`: how a server answers on a studied document."""
+        study = self._study
+        adapter, chosen = study.value.adapter, study.value.chosen
+        assert adapter is not None
+        model = self.setup.model if chosen is None else chosen.trained.view.model
+        return self._answer_focused(_Done(adapter, study.seconds, study.token_passes), model)
 
     def ntp_only(self) -> ArmAnswers:
         """A study without rollouts that costs what `adapted` does, gate on."""
@@ -225,6 +209,32 @@ class CaseArms:
             model=view.model,
             num_adapted=len(self.prompts),
             detail=detail,
+        )
+
+    def _answer_focused(self, done: _Done[Adapter], model: FastWeightModel) -> ArmAnswers:
+        begin = time.perf_counter()
+        focus = Focus(
+            model,
+            done.value,
+            self.prompts,
+            self.setup.focus,
+            seed=self.seed,
+            similarity=self.setup.similarity,
+            line_break=self._line_break,
+            ends=LineEnd(self.setup.tokenizer),
+        )
+        _finish(focus.run())
+        seconds = done.seconds + time.perf_counter() - begin
+        passes = done.token_passes + token_passes(focus.usage)
+        states = [model.faded(done.value.state, share) for share in focus.memory_shares]
+        return self._answer(
+            _Done(focus, seconds, passes),
+            [[*read, *prompt] for read, prompt in zip(focus.passages, self.prompts, strict=True)],
+            RecurrentState.stack(states),
+            focus.delta,
+            model=model,
+            num_adapted=sum(done.value.adapted or result.adapted for result in focus.results),
+            detail={"questions": [result.to_dict() for result in focus.results]},
         )
 
     @property

@@ -25,8 +25,8 @@ from imprint.adapters.errors import ConfigError
 from imprint.adapters.evaluation.arm_names import ARMS
 
 ADAPTING: Final = ("adapted", "ungated", "focus", "ntp_only")
-"""Arms that a point can be: those that adapt."""
-BASELINES: Final = tuple(arm for arm in ARMS if arm not in ADAPTING)
+"""Arms that a point can be: those that adapt, with settings of one kind."""
+BASELINES: Final = tuple(arm for arm in ARMS if arm not in (*ADAPTING, "adapted_focus"))
 MAX_POINTS: Final = 1000
 _SHARED: Final = {"refine": "default", "focus": "focus"}
 """What the shared fields go to, with the preset they replace fields of."""

@@ -132,6 +132,29 @@ def test_focus_tells_of_each_question(make):
     )
 
 
+@pytest.mark.parametrize("scope", ["query_lora", "lora", "state", "full"])
+def test_a_studied_document_is_focused_on_from_what_its_study_left(make, setup, scope):
+    kept = setup.refine.replace(
+        scope=scope, steps=6, probe_confidence=0.0, held_steps=0, neutral_margin=10.0
+    )
+    arms = make(refine=kept)
+    adapted, focused = arms.run("adapted"), arms.run("adapted_focus")
+    assert adapted.num_adapted == focused.num_adapted == len(QUESTIONS)
+    assert len(focused.detail["questions"]) == len(QUESTIONS)
+    assert focused.token_passes > adapted.token_passes
+    # where focus does nothing, the study's own answers are left
+    idle = setup.focus.replace(probe_margin=100.0, focus_passages=0)
+    plain = make(refine=kept, focus=idle)
+    assert plain.run("adapted_focus").texts == adapted.texts != plain.run("focus").texts
+
+
+def test_a_document_whose_study_was_refused_is_focused_on_as_if_read(make, setup):
+    arms = make(refine=setup.refine.replace(probe_margin=100.0))
+    focused, studied = arms.run("focus"), arms.run("adapted_focus")
+    assert (studied.texts, studied.num_adapted) == (focused.texts, focused.num_adapted)
+    assert studied.token_passes > focused.token_passes
+
+
 @pytest.mark.parametrize("scope", ["query_lora", "lora"])
 def test_next_token_training_costs_what_the_study_costs(setup, scope):
     document = setup.tokenizer.encode(TEXT)
