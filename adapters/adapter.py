@@ -47,6 +47,11 @@ class Adapter:
         return any(part is not None for part in (self.delta, self.start, self.weights))
 
     @property
+    def read_by_base(self) -> bool:
+        """Whether `state` is the base model's: nothing was studied, or in scope `query_lora`."""
+        return not self.adapted or self.manifest.get("config", {}).get("scope") == "query_lora"
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         trained = sum(part.nbytes for part in (self.delta, self.start) if part is not None)

@@ -24,10 +24,8 @@ def begins(base: Adapter | None, tokens_T: Tensor) -> bool:
     model's: one of scope `lora` was read with its delta."""
     if base is None or not 0 < len(base.tokens_T) < len(tokens_T):
         return False
-    scope = base.manifest.get("config", {}).get("scope")
-    if base.adapted and scope != "query_lora":
-        return False
-    return torch.equal(base.tokens_T.to(tokens_T.device), tokens_T[: len(base.tokens_T)])
+    beginning_T = tokens_T[: len(base.tokens_T)]
+    return base.read_by_base and torch.equal(base.tokens_T.to(tokens_T.device), beginning_T)
 
 
 def read_on(

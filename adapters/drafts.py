@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from imprint.adapters.calls import AloneCall, Calls, Work, ask, stacked_deltas, stacked_states
+from imprint.adapters.calls import AloneCall, Calls, Work, ask, stacked_states
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState, decode, prefill
 from imprint.models.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ class DraftPrompt:
     state: RecurrentState
     """Of one row."""
     delta: LoraDelta | None
-    """One delta; of the same rank as the others' of a call, or None for all of them."""
+    """One delta, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def write_drafts(
         read.append((yield from ask(AloneCall(cost, partial(_read, model, prompt)))))
     logits_RV = torch.cat([logits for logits, _ in read])
     state = stacked_states([state for _, state in read])
-    delta = stacked_deltas([prompt.delta for prompt in prompts])
+    delta = LoraDelta.padded([prompt.delta for prompt in prompts])
     drafts = [Draft()] * len(prompts)
     for first in range(0, num_tokens, _PIECE_TOKENS):
         num = min(_PIECE_TOKENS, num_tokens - first)

@@ -68,7 +68,7 @@ class FocusResult:
 
 
 class Focus:
-    """One focus run for Q questions about one adapter; afterwards `delta` and `results` are set."""
+    """One focus run for Q questions about one adapter; then `deltas` and `results` are set."""
 
     def __init__(
         self,
@@ -92,8 +92,8 @@ class Focus:
         self.model, self.adapter, self.config, self.seed = model, adapter, config, seed
         self.questions = [list(question) for question in questions]
         self.usage = Usage()
-        self.delta: LoraDelta | None = None
-        """The deltas of all questions, in order; where the gate refused, what the adapter had."""
+        self.deltas: list[LoraDelta | None] = []
+        """Each question's. The adapter's own object where nothing was done for it."""
         self.results: list[FocusResult] = []
         self.passages: list[list[int]] = []
         """What is read before each question's prompt, from the document's end, faded to its
@@ -105,18 +105,27 @@ class Focus:
         where no passages are read. States are large, so whoever needs one fades it then."""
         return [self.config.focus_memory if passages else 1.0 for passages in self.passages]
 
+    @property
+    def adapted(self) -> list[bool]:
+        """Whether each question is answered with what a study has changed: its own or the
+        document's."""
+        document = self.adapter.adapted
+        return [
+            result.adapted or (document and not (self.adapter.read_by_base and delta is None))
+            for result, delta in zip(self.results, self.deltas, strict=True)
+        ]
+
     def run(self) -> Quanta:
         """`study`, with each call run alone; yields a quantum for each."""
         return quanta_alone(self.study())
 
     def study(self) -> Study[None]:
         """Step for all questions at once, then judge each, then draft each answer."""
-        start = self._start()
-        yield from self._learn(start)
+        yield from self._learn()
         if self.config.focus_draft_tokens:
-            yield from self._compare(start)
+            yield from self._compare()
 
-    def _learn(self, start: LoraDelta) -> Study[None]:
+    def _learn(self) -> Study[None]:
         scores: list[Tensor] = []
         for question in self.questions:
             call = AloneCall(Work("select"), partial(self._relevant, question))
@@ -125,9 +134,10 @@ class Focus:
             self.passages.append(passages)
         probe_QN = self._positions(scores, _PROBE_STEP)
         if probe_QN.shape[1] == 0:
-            self.delta = start.detach()
+            self.deltas = [self._unlearnt(i) for i in range(len(self.questions))]
             self.results = [self._unchanged(passages) for passages in self.passages]
             return
+        start = self._start()
         before = yield from self._probe(probe_QN, start, 0)
         delta = start.clone().detach().requires_grad_()
         optimizer = make_optimizer(delta.parameters(), self.config)
@@ -163,11 +173,20 @@ class Focus:
         return self.adapter.tokens_T.to(self.model.device)
 
     def _start(self) -> LoraDelta:
+        """Where the questions' deltas begin: as nothing, also where the document was studied.
+
+        Only a document that was read with its delta is asked with it.
+        """
         fresh = init_delta(self.model, self.config, seed=self.seed, num=len(self.questions))
-        if self.adapter.delta is None:
+        own = self.adapter.delta
+        if own is None or self.adapter.read_by_base:
             return fresh
-        # what the document's own study learnt is where the questions' begins
-        return LoraDelta.stack([self.adapter.delta] * len(self.questions)).joined(fresh.detach())
+        return LoraDelta.stack([own] * len(self.questions)).joined(fresh.detach())
+
+    def _unlearnt(self, i: int) -> LoraDelta | None:
+        """A question's delta where nothing was learnt for it."""
+        alone = bool(self.passages[i]) and self.adapter.read_by_base
+        return None if alone else self.adapter.delta
 
     def _relevant(self, question: list[int]) -> tuple[Tensor, list[int]]:
         """How relevant every place of the document is: [T]; and the tokens to read again."""
@@ -218,7 +237,7 @@ class Focus:
         rewards: list[Tensor | None],
     ) -> Study[None]:
         """Keep of each question's delta the first blend that its gate accepts, or its start."""
-        kept = [start.slice(i, i + 1) for i in range(start.num)]
+        kept = [self._unlearnt(i) for i in range(start.num)]
         results: dict[int, FocusResult] = {}
         for alpha in self.config.blend_factors:
             open_Q = [i for i in range(start.num) if i not in results or not results[i].adapted]
@@ -247,18 +266,14 @@ class Focus:
                     reason=verdict.reason if finite else "a gradient was not finite",
                 )
         self.results = [results[i] for i in range(start.num)]
-        self.delta = LoraDelta.stack(kept)
+        self.deltas = kept
 
-    def _compare(self, start: LoraDelta) -> Study[None]:
+    def _compare(self) -> Study[None]:
         """Take back what was done for a question whose answer the model is surer of without it."""
-        assert self.delta is not None
-        kept = [self.delta.slice(i, i + 1) for i in range(start.num)]
         changed = [i for i, r in enumerate(self.results) if r.adapted or self.passages[i]]
         size = max(1, self.config.branches_at_once // 2)
         for part in (changed[first : first + size] for first in range(0, len(changed), size)):
-            prompts = [
-                prompt for i in part for prompt in self._two_ways(i, kept[i], start.slice(i, i + 1))
-            ]
+            prompts = [prompt for i in part for prompt in self._two_ways(i)]
             work = write_drafts(
                 self.model, prompts, num_tokens=self.config.focus_draft_tokens, ends=self._ends
             )
@@ -270,19 +285,18 @@ class Focus:
                     confidence_without=plain.confidence,
                 )
                 if plain.confidence > focused.confidence:
-                    kept[i], self.passages[i] = start.slice(i, i + 1), []
+                    self.deltas[i], self.passages[i] = self.adapter.delta, []
                     result = dataclasses.replace(
                         result, adapted=False, alpha=None, passage_tokens=0, reason=_SURER_WITHOUT
                     )
                 self.results[i] = result
-        self.delta = LoraDelta.stack(kept)
 
-    def _two_ways(self, i: int, delta: LoraDelta, own: LoraDelta) -> Iterator[DraftPrompt]:
+    def _two_ways(self, i: int) -> Iterator[DraftPrompt]:
         """To a question's answer: with what was done for it, and without."""
         end, question = self.adapter.state, self.questions[i]
         faded = self.model.faded(end, self.memory_shares[i])
-        yield DraftPrompt([*self.passages[i], *question], faded, delta)
-        yield DraftPrompt(question, end, own)
+        yield DraftPrompt([*self.passages[i], *question], faded, self.deltas[i])
+        yield DraftPrompt(question, end, self.adapter.delta)
 
     def _unchanged(self, passages: list[int]) -> FocusResult:
         return FocusResult(

@@ -109,6 +109,29 @@ class LoraDelta:
             {name: torch.cat([d.b[name] for d in deltas]) for name in first.b},
         )
 
+    @classmethod
+    def padded(cls, deltas: Sequence[Self | None]) -> Self | None:
+        """One delta for each, of which every one given holds one, or None where none is given.
+
+        Ranks and targets may differ: what one lacks is zeros, which add nothing.
+        """
+        given = [delta for delta in deltas if delta is not None]
+        if not given:
+            return None
+        sample, rank = given[0].parameters()[0], max(delta.rank for delta in given)
+        a: dict[str, Tensor] = {}
+        b: dict[str, Tensor] = {}
+        for i, delta in enumerate(deltas):
+            for name in delta.a if delta is not None else ():
+                assert delta is not None
+                width_in, width_out = delta.a[name].shape[2], delta.b[name].shape[1]
+                if name not in a:
+                    a[name] = sample.new_zeros(len(deltas), rank, width_in)
+                    b[name] = sample.new_zeros(len(deltas), width_out, rank)
+                a[name][i, : delta.rank] = delta.a[name][0]
+                b[name][i, :, : delta.rank] = delta.b[name][0]
+        return cls(a, b)
+
     def joined(self, other: Self) -> Self:
         """The sum of both deltas, as one of both ranks together; their targets may differ."""
 

@@ -227,9 +227,10 @@ class AnswerRuns:
         task.trace.activated(self._around.clock())
         for i, answer in enumerate(task.answers.values()):
             answer.delta = adapter.delta if adapter is not None else None
-            if focus is not None and focus.delta is not None:
-                answer.focus = focus.results[i]
-                answer.delta = focus.delta.slice(i, i + 1)
+            answer.adapted = adapter is not None and adapter.adapted
+            if focus is not None:
+                answer.focus, answer.adapted = focus.results[i], focus.adapted[i]
+                answer.delta = focus.deltas[i]
                 answer.sequence.context = focus.passages[i]
                 answer.memory_share = focus.memory_shares[i]
             answer.sequence.slot = self._slots.allocate(self._beginning(task, answer))
@@ -320,9 +321,8 @@ class AnswerRuns:
         )
         if task.request.finished:
             self._drop(task.request.id)
-        focused = answer.focus is not None and answer.focus.adapted
         if answer.focus is not None:
-            self._around.count_verdict("focus", focused)
+            self._around.count_verdict("focus", answer.focus.adapted)
         self._untold.append(
             SequenceDone(
                 request_id=sequence.request_id,
@@ -334,7 +334,7 @@ class AnswerRuns:
                     "completion_tokens": len(sequence.tokens),
                     "document_tokens": len(adapter.tokens_T) if adapter else 0,
                 },
-                adapted=focused or (adapter is not None and adapter.adapted),
+                adapted=answer.adapted,
                 focus=_focus_dict(answer.focus),
             )
         )

@@ -112,6 +112,8 @@ class Answer:
     memory_share: float = 1.0
     """How much of its strength the document's memory keeps where the sequence begins."""
     delta: LoraDelta | None = None
+    adapted: bool = False
+    """Whether anything that a study has changed answers."""
     focus: FocusResult | None = None
 
 

@@ -231,9 +231,9 @@ class CaseArms:
             _Done(focus, seconds, passes),
             [[*read, *prompt] for read, prompt in zip(focus.passages, self.prompts, strict=True)],
             RecurrentState.stack(states),
-            focus.delta,
+            LoraDelta.padded(focus.deltas),
             model=model,
-            num_adapted=sum(done.value.adapted or result.adapted for result in focus.results),
+            num_adapted=sum(focus.adapted),
             detail={"questions": [result.to_dict() for result in focus.results]},
         )
 

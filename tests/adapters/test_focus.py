@@ -40,8 +40,15 @@ def focused(
 ) -> Focus:
     focus = Focus(model, adapter, questions, config, **kwargs)
     list(focus.run())
-    assert focus.delta is not None
+    assert len(focus.deltas) == len(focus.results) == len(focus.adapted) == len(questions)
     return focus
+
+
+def one_delta(focus: Focus) -> LoraDelta:
+    """Those of all questions; nothing is zeros."""
+    delta = LoraDelta.padded(focus.deltas)
+    assert delta is not None
+    return delta
 
 
 def from_document(document: list[int]) -> list[list[int]]:
@@ -62,22 +69,21 @@ def test_several_questions_equal_each_alone(
     config = config.replace(segment_tokens=segment_tokens, group_size=group_size)
     questions = from_document(document)
     together = focused(tiny_model64, adapter64, questions, config, seed=5)
-    assert together.delta is not None
-    assert together.delta.num == len(together.results) == 3
     for i, question in enumerate(questions):
         alone = focused(tiny_model64, adapter64, [question], config, seed=5)
-        assert alone.delta is not None
-        own = together.delta.slice(i, i + 1)
-        for got, right in zip(own.parameters(), alone.delta.parameters(), strict=True):
+        own, theirs = together.deltas[i], alone.deltas[0]
+        assert (own is None) == (theirs is None)
+        pairs = () if own is None else zip(own.parameters(), theirs.parameters(), strict=True)
+        for got, right in pairs:
             torch.testing.assert_close(got, right, rtol=0, atol=1e-6)
-        mine, theirs = together.results[i], alone.results[0]
+        mine, single = together.results[i], alone.results[0]
         assert (mine.adapted, mine.steps, mine.reason) == (
-            theirs.adapted,
-            theirs.steps,
-            theirs.reason,
+            single.adapted,
+            single.steps,
+            single.reason,
         )
         for name in ("probe_before", "probe_after", "reward_first", "reward_last"):
-            assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-6)
+            assert getattr(mine, name) == pytest.approx(getattr(single, name), abs=1e-6)
 
 
 def test_focusing_on_the_documents_words_helps(
@@ -92,8 +98,8 @@ def test_focusing_on_the_documents_words_helps(
         assert result.probe_after < result.probe_before - 0.5
         assert result.to_dict()["steps"] == 8
         assert result.to_dict()["alpha"] == 1.0
-    assert focus.delta is not None
-    assert all(bool(b.any()) for b in focus.delta.b.values())
+    assert all(bool(b.any()) for b in one_delta(focus).b.values())
+    assert focus.adapted == [True] * 3
 
 
 def test_cost_does_not_depend_on_the_documents_length(
@@ -123,10 +129,12 @@ def test_usage_is_what_the_quanta_say(
 
 
 def test_same_seed_is_bit_for_bit_the_same(
-    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
 ) -> None:
-    runs = [focused(tiny_model, read_adapter, QUESTIONS, config, seed=s) for s in (1, 1, 2)]
-    first, second, other = (run.delta.parameters() for run in runs if run.delta)
+    config = config.replace(steps=8, positions=8, learning_rate=2e-2)
+    questions = from_document(document)
+    runs = [focused(tiny_model, read_adapter, questions, config, seed=s) for s in (1, 1, 2)]
+    first, second, other = (one_delta(run).parameters() for run in runs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert runs[0].results == runs[1].results
@@ -170,35 +178,90 @@ def test_the_first_blend_that_is_accepted_is_kept(
     assert {result.alpha for result in whole.results} == {1.0}
     assert {result.alpha for result in half.results} == {0.5}
     assert {result.alpha for result in focus.results} == {1.0}
-    assert focus.delta is not None
-    assert whole.delta is not None
-    assert half.delta is not None
-    for got, right in zip(focus.delta.parameters(), whole.delta.parameters(), strict=True):
+    whole_delta = one_delta(whole)
+    for got, right in zip(one_delta(focus).parameters(), whole_delta.parameters(), strict=True):
         assert torch.equal(got, right)
-    for name, b_QOR in half.delta.b.items():  # what it started from is zero
-        torch.testing.assert_close(b_QOR, whole.delta.b[name] / 2)
+    for name, b_QOR in one_delta(half).b.items():  # what it started from is zero
+        torch.testing.assert_close(b_QOR, whole_delta.b[name] / 2)
 
 
-def test_refused_questions_keep_what_the_adapter_had(
-    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
-) -> None:
-    refuses_all = config.replace(probe_margin=100.0)
-    focus = focused(tiny_model, read_adapter, QUESTIONS, refuses_all)
-    assert not any(result.adapted for result in focus.results)
-    assert focus.delta is not None
-    assert not any(b.any() for b in focus.delta.b.values())
-
-    own = LoraDelta.init(tiny_model.lora_targets(), 2, seed=9)
+def studied(adapter: Adapter, model: DeltaNet, scope: str) -> Adapter:
+    """The same, with a delta as a study of this scope may leave it."""
+    own = LoraDelta.init(model.lora_targets(), 2, seed=9)
     for tensor in own.b.values():
         tensor.fill_(0.01)
-    adapted = dataclasses.replace(read_adapter, delta=own)
-    focus = focused(tiny_model, adapted, QUESTIONS, refuses_all)
-    assert focus.delta is not None
-    x_QTI = torch.randn(len(QUESTIONS), 3, tiny_model.config.hidden_size)
-    for name, (width_in, _) in tiny_model.lora_targets().items():
-        if width_in == tiny_model.config.hidden_size:
-            got, right = focus.delta.apply(name, x_QTI), own.apply(name, x_QTI)
-            torch.testing.assert_close(got, right)
+    manifest = {**adapter.manifest, "config": {"scope": scope}}
+    return dataclasses.replace(adapter, delta=own, manifest=manifest)
+
+
+@pytest.mark.parametrize("scope", ["query_lora", "lora"])
+def test_refused_questions_keep_what_the_adapter_had(
+    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig, scope: str
+) -> None:
+    refuses_all = config.replace(probe_margin=100.0, focus_passages=0)
+    focus = focused(tiny_model, read_adapter, QUESTIONS, refuses_all)
+    assert not any(result.adapted for result in focus.results)
+    assert (focus.deltas, focus.adapted) == ([None] * 3, [False] * 3)
+
+    adapter = studied(read_adapter, tiny_model, scope)
+    focus = focused(tiny_model, adapter, QUESTIONS, refuses_all)
+    assert not any(result.adapted for result in focus.results)
+    assert all(delta is adapter.delta for delta in focus.deltas)
+    assert focus.adapted == [True] * 3
+
+
+def test_a_studied_document_is_studied_for_questions_as_if_it_had_only_been_read(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    config = config.replace(focus_passages=2, focus_passage_tokens=8)
+    adapter, questions = studied(read_adapter, tiny_model, "query_lora"), from_document(document)
+    before = adapter.delta.clone()  # type: ignore[union-attr]
+    for settings in (config, config.replace(probe_margin=100.0)):
+        plain = focused(tiny_model, read_adapter, questions, settings)
+        focus = focused(tiny_model, adapter, questions, settings)
+        assert focus.passages == plain.passages
+        assert focus.results == plain.results
+        assert focus.adapted == plain.adapted == [result.adapted for result in plain.results]
+        for mine, theirs in zip(focus.deltas, plain.deltas, strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None and theirs is not None:
+                pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
+                assert all(torch.equal(one, other) for one, other in pairs)
+    assert adapter.delta is not None
+    for now, then in zip(adapter.delta.parameters(), before.parameters(), strict=True):
+        assert torch.equal(now, then)
+
+
+def test_a_document_that_was_read_with_its_delta_is_asked_with_it(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    config = config.replace(focus_passages=2, focus_passage_tokens=8)
+    adapter = studied(read_adapter, tiny_model, "lora")
+    rank = 2 + config.lora_rank
+    focus = focused(tiny_model, adapter, from_document(document), config.replace(steps=8))
+    assert focus.adapted == [True] * 3
+    for delta, result in zip(focus.deltas, focus.results, strict=True):
+        assert delta is not None
+        assert delta.rank == rank if result.adapted else delta is adapter.delta
+
+
+def test_what_a_study_left_answers_where_the_model_is_surer_with_it(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    config = config.replace(focus_passages=2, focus_passage_tokens=8, focus_draft_tokens=9)
+    adapter = studied(read_adapter, tiny_model, "query_lora")
+    questions = [document[i : i + 5] for i in range(12)]
+    focus = focused(tiny_model, adapter, questions, config)
+    plain = focused(tiny_model, read_adapter, questions, config)
+    kept = [
+        result.reason != "the model is surer of its answer without it" for result in focus.results
+    ]
+    assert 0 < sum(kept) < len(questions)
+    for i, result in enumerate(focus.results):
+        assert result.confidence == plain.results[i].confidence
+        assert result.confidence_without != plain.results[i].confidence_without
+        assert (focus.deltas[i] is adapter.delta) == (not kept[i])
+        assert focus.adapted[i] == (result.adapted or not kept[i])
 
 
 def test_a_delta_that_breaks_is_refused(
@@ -220,11 +283,9 @@ def test_tiny_documents_end_clearly(
     assert reader.adapter is not None
     focus = focused(tiny_model, reader.adapter, QUESTIONS, config)
     assert len(focus.results) == 3
-    assert focus.delta is not None
-    assert focus.delta.num == 3
     if num_tokens <= config.rollout_length:
         assert [result.reason for result in focus.results] == ["the document is too short"] * 3
-        assert not any(b.any() for b in focus.delta.b.values())
+        assert focus.deltas == [None] * 3
 
 
 @pytest.mark.parametrize("question", [[], [0], [256] * 300])
@@ -254,16 +315,16 @@ def test_unusable_settings_are_named(
 
 
 def test_runs_the_same_where_the_caller_switched_gradients_off(
-    tiny_model: DeltaNet, read_adapter: Adapter, config: RefineConfig
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
 ) -> None:
-    right = focused(tiny_model, read_adapter, QUESTIONS, config).delta
-    focus = Focus(tiny_model, read_adapter, QUESTIONS, config)
+    config = config.replace(steps=8, positions=8, learning_rate=2e-2)
+    questions = from_document(document)
+    right = one_delta(focused(tiny_model, read_adapter, questions, config))
+    focus = Focus(tiny_model, read_adapter, questions, config)
     with torch.no_grad():
         for _ in focus.run():
             assert not torch.is_grad_enabled()
-    assert focus.delta is not None
-    assert right is not None
-    for got, expected in zip(focus.delta.parameters(), right.parameters(), strict=True):
+    for got, expected in zip(one_delta(focus).parameters(), right.parameters(), strict=True):
         assert torch.equal(got, expected)
 
 
@@ -311,14 +372,12 @@ def test_a_question_keeps_what_makes_the_model_surer_of_its_answer(
         config.replace(focus_draft_tokens=9, segment_tokens=28),
         ends=lambda token, so_far: len(so_far) == 6,
     )
-    assert focus.delta is not None
-    assert without.delta is not None
     kept = 0
     for i, result in enumerate(focus.results):
         assert result.confidence is not None
         assert result.confidence_without is not None
         read, share = without.passages[i], without.memory_shares[i]
-        delta = without.delta.slice(i, i + 1)
+        delta = without.deltas[i]
         for confidence, passages, state, own in (
             (result.confidence, read, tiny_model.faded(read_adapter.state, share), delta),
             (result.confidence_without, [], read_adapter.state, None),
@@ -334,7 +393,6 @@ def test_a_question_keeps_what_makes_the_model_surer_of_its_answer(
         used = result.confidence >= result.confidence_without
         kept += used
         expected = without.results[i]
-        row = focus.delta.slice(i, i + 1)
         if used:
             assert (result.adapted, result.reason) == (expected.adapted, expected.reason)
             assert focus.passages[i] == read
@@ -343,8 +401,11 @@ def test_a_question_keeps_what_makes_the_model_surer_of_its_answer(
             assert (result.alpha, result.passage_tokens) == (None, 0)
             assert result.reason == "the model is surer of its answer without it"
             assert (focus.passages[i], focus.memory_shares[i]) == ([], 1.0)
-        for tensor, right in zip(row.b.values(), delta.b.values(), strict=True):
-            assert torch.equal(tensor, right) if used else not tensor.any()
+        if used and delta is not None:
+            pairs = zip(focus.deltas[i].parameters(), delta.parameters(), strict=True)
+            assert all(torch.equal(tensor, right) for tensor, right in pairs)
+        else:
+            assert focus.deltas[i] is None
     assert 0 < kept < len(questions)
 
 

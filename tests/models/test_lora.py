@@ -206,6 +206,31 @@ def test_side_path_is_float32_under_bfloat16(tiny_model: DeltaNet) -> None:
     assert side.dtype == torch.float32
 
 
+def test_padded_deltas_act_each_as_alone(any_model64: FastWeightModel) -> None:
+    targets = any_model64.lora_targets()
+    some = {name: widths for i, (name, widths) in enumerate(targets.items()) if i % 2}
+    deltas = [
+        LoraDelta.init(targets, 3, seed=1, dtype=torch.float64),
+        None,
+        LoraDelta.init(some, 5, seed=2, dtype=torch.float64),
+    ]
+    for delta in deltas:
+        for tensor in delta.b.values() if delta is not None else ():
+            tensor.normal_()
+    padded = LoraDelta.padded(deltas)
+    assert padded is not None
+    assert (padded.num, padded.rank, set(padded.a)) == (3, 5, set(targets))
+    for name, (width_in, width_out) in targets.items():
+        x_BTI = torch.randn(3, 4, width_in, dtype=torch.float64)
+        got = padded.apply(name, x_BTI)
+        assert got is not None
+        for i, delta in enumerate(deltas):
+            own = delta.apply(name, x_BTI[i : i + 1]) if delta is not None else None
+            expected = torch.zeros(1, 4, width_out, dtype=torch.float64) if own is None else own
+            torch.testing.assert_close(got[i : i + 1], expected, rtol=1e-12, atol=1e-12)
+    assert LoraDelta.padded([None, None]) is None
+
+
 def test_joined_deltas_act_as_their_sum(any_model64: FastWeightModel) -> None:
     targets = any_model64.lora_targets()
     some = {name: shape for name, shape in targets.items() if name.endswith("q_proj")}

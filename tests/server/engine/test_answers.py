@@ -161,6 +161,29 @@ def test_a_question_is_answered_without_its_focus_where_the_model_is_surer_so(
     assert {True, False} == set(used)
 
 
+def test_focus_begins_from_what_was_read_also_where_it_was_studied(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig()
+    rig.study("read", TEXTS[0])
+    assert rig.study("studied", TEXTS[0], **{**REFINE, "scope": "query_lora"}).status == "succeeded"
+    focus = {"steps": 2, "learning_rate": 0.1, "focus_passages": 2, "focus_passage_tokens": 16}
+    prompts = [rig.prompt(TEXTS[0][10:30])]
+    said = {}
+    for adapter in ("read", "studied"):
+        for way in (None, {**focus, "focus_draft_tokens": 0}, focus):
+            name = f"{adapter} {way and way.get('focus_draft_tokens', 48)}"
+            rig.ask(name, adapter, prompts=prompts, focus=way)
+            said[name] = rig.run()
+    assert tokens_of(said["studied 0"]) == tokens_of(said["read 0"])
+    first, second = (one(said[f"{name} 0"], SequenceDone) for name in ("read", "studied"))
+    assert (first.adapted, first.focus) == (second.adapted, second.focus)
+    done = one(said["studied 48"], SequenceDone)
+    surer = done.focus["confidence"] >= done.focus["confidence_without"]
+    assert tokens_of(said["studied 48"]) == tokens_of(said[f"studied {0 if surer else None}"])
+    assert done.adapted == (one(said["studied 0"], SequenceDone).adapted if surer else True)
+
+
 @pytest.mark.parametrize(
     ("focus", "adapter_id", "names"),
     [
