@@ -8,6 +8,7 @@ overwritten, or until `forget`.
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,19 +26,29 @@ class Shape:
     rank: int
     targets: tuple[str, ...]
 
-    @classmethod
-    def of(cls, delta: LoraDelta) -> "Shape":
+    @staticmethod
+    def of(delta: LoraDelta) -> "Shape":
         """The shape of one delta."""
-        return cls(delta.rank, tuple(sorted(delta.a)))
+        return _shape_of(delta.rank, tuple(delta.a))
 
     def joined(self, other: "Shape") -> "Shape":
         """The smallest shape that holds both."""
+        if other is self or other is NOTHING:
+            return self
+        if self is NOTHING:
+            return other
         targets = tuple(sorted({*self.targets, *other.targets}))
         return Shape(max(self.rank, other.rank), targets)
 
     def num_floats(self, widths: Widths) -> int:
         """Numbers of one delta of this shape."""
         return self.rank * sum(sum(widths[name]) for name in self.targets)
+
+
+@lru_cache(maxsize=256)
+def _shape_of(rank: int, names: tuple[str, ...]) -> Shape:
+    """One object for all deltas of a shape: it is asked for each row of each step."""
+    return Shape(rank, tuple(sorted(names)))
 
 
 NOTHING = Shape(0, ())
@@ -113,6 +124,9 @@ class DeltaRows:
         first = deltas[0]
         if all(delta is first for delta in deltas):
             return first
+        given = self._given
+        if given is not None and given.num == len(deltas) and _are_same(self._held, deltas):
+            return given
         distinct = {id(delta): delta for delta in deltas if delta is not None}
         shapes = {key: Shape.of(delta) for key, delta in distinct.items()}
         shape = NOTHING
@@ -125,14 +139,16 @@ class DeltaRows:
         for i in changed:  # in case that a copy breaks off: then a row is nobody's
             self._held[i] = NEVER_FILLED
         whole = [i for i in changed if shapes.get(id(deltas[i])) == shape]
-        for run in _runs(whole):
-            _fill(self._buffers, run.start, [distinct[id(deltas[i])] for i in run])
+        if whole:
+            _fill(self._buffers, whole, [distinct[id(deltas[i])] for i in whole])
         for i in set(changed).difference(whole):
             _pad(self._buffers, i, deltas[i])
         for i in changed:
             self._held[i] = deltas[i]
-        if changed or self._given is None or self._given.num != len(deltas):
+        if self._given is None or self._given.num != len(deltas):
             self._given = self._buffers.slice(0, len(deltas))
+        elif changed:  # another object, by which whoever keeps copies sees it
+            self._given = LoraDelta(self._given.a, self._given.b)
         return self._given
 
     def _allocate(self, shape: Shape, num: int, like: LoraDelta) -> None:
@@ -155,24 +171,20 @@ class DeltaRows:
         self._held = held + [NEVER_FILLED] * (rows - len(held))
 
 
-def _runs(rows: Seq[int]) -> list[range]:
-    """Ascending numbers as ranges without gaps."""
-    runs: list[range] = []
-    for row in rows:
-        if runs and runs[-1].stop == row:
-            runs[-1] = range(runs[-1].start, row + 1)
-        else:
-            runs.append(range(row, row + 1))
-    return runs
+def _are_same(held: Seq[LoraDelta | None], deltas: Seq[LoraDelta | None]) -> bool:
+    """Whether the first of `held` are these."""
+    return all(one is other for one, other in zip(held, deltas, strict=False))
 
 
-def _fill(buffers: LoraDelta, first: int, deltas: Seq[LoraDelta]) -> None:
-    """Overwrite rows from `first` on with deltas of the buffers' shape: few calls, many rows."""
-    last = first + len(deltas)
-    for name, place in buffers.a.items():
-        torch.cat([delta.a[name] for delta in deltas], out=place[first:last])
-    for name, place in buffers.b.items():
-        torch.cat([delta.b[name] for delta in deltas], out=place[first:last])
+def _fill(buffers: LoraDelta, rows: Seq[int], deltas: Seq[LoraDelta]) -> None:
+    """Overwrite rows with deltas of the buffers' shape: many small tensors, so in one call."""
+    places: list[Tensor] = []
+    given: list[Tensor] = []
+    for row, delta in zip(rows, deltas, strict=True):
+        for side, own in ((buffers.a, delta.a), (buffers.b, delta.b)):
+            places += [tensor[row : row + 1] for tensor in side.values()]
+            given += [own[name] for name in side]
+    torch._foreach_copy_(places, given)
 
 
 def _pad(buffers: LoraDelta, row: int, delta: LoraDelta | None) -> None:
