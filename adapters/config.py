@@ -35,7 +35,7 @@ class RefineConfig:
     """Settings of one adaptation; the defaults are the preset `default`."""
 
     steps: int = 12
-    """Optimizer steps."""
+    """Optimizer steps. A focus may take none: then drafts of its ways to answer are compared."""
     positions: int = 16
     """Positions selected per step (c)."""
     rollout_length: int = 10
@@ -127,8 +127,12 @@ class RefineConfig:
     """Strength that the document's memory has left when passages are read again; 1: all. The less
     it has, the more what was just read weighs against what a full memory mixes up with it."""
     focus_draft_tokens: int = 48
-    """Tokens of two drafts of each answer, with what was done for the question and without: it is
-    answered with it only if the model is not surer of the other. 0: no drafts are written."""
+    """Tokens of the drafts of each answer: with what was done for the question, with its passages
+    alone, and without. It is answered as the best of them is. 0: no drafts are written."""
+    focus_draft_grounding: float = 0.5
+    """What a draft that copies the document is worth: its tokens' mean log-probability in nats and
+    so many times ln(1 + n) decide, n its runs of four tokens that the document has and the question
+    has not. 0: the model's confidence alone decides."""
     patience: int = 3
     """Probes in a row without improvement after which the steps stop."""
     probe_places: int = 32
@@ -247,6 +251,22 @@ class RefineConfig:
         return RefineConfig.from_dict({**self.to_dict(), **overrides})
 
 
+def config_of_study(fields: Mapping[str, Any]) -> RefineConfig:
+    """The settings of a document's study.
+
+    Raises ConfigError as `RefineConfig.from_dict` and `check_study` do.
+    """
+    config = RefineConfig.from_dict(fields)
+    check_study(config)
+    return config
+
+
+def check_study(config: RefineConfig) -> None:
+    """Raises ConfigError for settings with which nothing of a document is studied."""
+    if config.steps < 1:
+        raise ConfigError("steps", "a study takes one step or more; only a focus may take none")
+
+
 def config_of_focus(overrides: Mapping[str, Any]) -> RefineConfig:
     """The preset `focus` with a request's fields in place of its own.
 
@@ -287,6 +307,9 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         # the passages say what is asked for, half of a delta drops values from lists of it
         "blend_factors": (0.25, 0.125),
     },
+    # nothing is learnt or read again for a question: a focus that only compares drafts of what a
+    # study left with ones of what was read
+    "drafts": {"scope": "query_lora", "branches": "recall", "steps": 0, "focus_passages": 0},
     # arXiv 2602.16704, test time. The paper trains every weight (scope full); here it is lora, the
     # widest scope that is served. The numbers are for parity, and no good serving defaults.
     "paper": {

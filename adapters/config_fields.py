@@ -25,7 +25,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 }
 # field -> (smallest, largest) accepted value; the largest ones bound what a request can cost
 RANGES: Final[dict[str, tuple[float, float]]] = {
-    "steps": (1, 1000),
+    "steps": (0, 1000),
     "positions": (1, 1024),
     "rollout_length": (1, 256),
     "group_size": (1, 256),
@@ -57,6 +57,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "focus_repeat": (0.0, 1.0),
     "focus_memory": (0.0, 1.0),
     "focus_draft_tokens": (0, 512),
+    "focus_draft_grounding": (0.0, 100.0),
     "patience": (1, 1000),
     "probe_places": (1, 256),
     "probe_margin": (0.0, 100.0),

@@ -68,6 +68,11 @@ class Draft:
         mean = sum(self.log_probs) / max(len(self.log_probs), 1)
         return mean if math.isfinite(mean) else -math.inf
 
+    @property
+    def text_tokens(self) -> tuple[int, ...]:
+        """Without the token that ends it."""
+        return self.tokens[:-1] if self.ended else self.tokens
+
     def followed_by(self, token: int, log_prob: float, ends: Ends) -> Draft:
         """With one token more."""
         ended = ends(token, self.tokens)

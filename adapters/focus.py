@@ -1,6 +1,6 @@
 """Studies a document for known questions: they choose the positions, each has a delta of its own.
-They also choose passages, which are read once more before the question is. A question keeps both
-only if the model is not surer of its answer without them.
+They also choose passages, which are read once more before the question is. Drafts of the answer
+then choose what it is answered from: all of this, the passages alone, or the document as before.
 
 Works from the document-end state alone, with recall branches in scope `query_lora`: a step costs
 some hundred tokens per question whatever the document's length, and so do the passages.
@@ -10,7 +10,8 @@ Shapes: Q = questions, N = positions of a question, T = document tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from imprint.adapters.config import RefineConfig, check_focus
 from imprint.adapters.delta import init_delta, make_optimizer
 from imprint.adapters.drafts import DraftPrompt, Ends, write_drafts
 from imprint.adapters.gate import ProbeResult, judge, probe_call
+from imprint.adapters.grounding import Grounding
 from imprint.adapters.loss import clip_grads_per_delta
 from imprint.adapters.policy import StepResult
 from imprint.adapters.quantum import Quanta, Quantum, Study, Usage, quanta_alone
@@ -35,7 +37,15 @@ from imprint.models.architecture import FastWeightModel
 from imprint.models.lora import LoraDelta
 
 _PROBE_STEP = (1 << 19) - 1  # a step no run reaches
-_SURER_WITHOUT = "the model is surer of its answer without it"
+FOCUS, PASSAGES, DOCUMENT, BASE = WAYS = "focus", "passages", "document", "base"
+"""What a question is answered from: passages after the faded document, with what was learnt for the
+question; the same passages alone; the document without either; the document without what its own
+study left, either. Drafts that are as good as one another leave the first."""
+_REASONS = {
+    PASSAGES: "a draft from the passages alone was better",
+    DOCUMENT: "a draft without it was better",
+    BASE: "a draft without the document's study was better",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +61,13 @@ class FocusResult:
     reward_first: float | None
     reward_last: float | None
     passage_tokens: int
-    """Document tokens that are read again before the question, whatever the gate says; none where
-    the model is surer without them."""
-    confidence: float | None
-    """How sure the model is of a draft of the answer with what was done for the question: mean
-    log-probability of its tokens in nats. None where no draft was written."""
-    confidence_without: float | None
-    """The same without it; where this is more, the question is answered without it."""
+    """Document tokens that are read again before the question, whatever the gate says."""
+    way: str
+    """One of `WAYS`: what the question is answered from."""
+    drafts: dict[str, dict[str, float]]
+    """By way, of the draft that was written so: `confidence`, the mean log-probability of its
+    tokens in nats, and `grounding`, how many of its runs of tokens the document has. None where no
+    draft was written."""
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,16 +113,21 @@ class Focus:
     def memory_shares(self) -> list[float]:
         """How much of its strength the memory keeps before the answer to each question: all of it
         where no passages are read. States are large, so whoever needs one fades it then."""
-        return [self.config.focus_memory if passages else 1.0 for passages in self.passages]
+        return [self._share(result.way, i) for i, result in enumerate(self.results)]
+
+    def _share(self, way: str, i: int) -> float:
+        if way == PASSAGES:
+            return 0.0
+        return self.config.focus_memory if way == FOCUS and self.passages[i] else 1.0
 
     @property
     def adapted(self) -> list[bool]:
         """Whether each question is answered with what a study has changed: its own or the
         document's."""
-        document = self.adapter.adapted
+        ways = [DOCUMENT] if self.adapter.read_by_base else [DOCUMENT, FOCUS]
         return [
-            result.adapted or (document and not (self.adapter.read_by_base and delta is None))
-            for result, delta in zip(self.results, self.deltas, strict=True)
+            result.adapted or (self.adapter.adapted and result.way in ways)
+            for result in self.results
         ]
 
     def run(self) -> Quanta:
@@ -133,9 +148,10 @@ class Focus:
             scores.append(score_T)
             self.passages.append(passages)
         probe_QN = self._positions(scores, _PROBE_STEP)
-        if probe_QN.shape[1] == 0:
+        if probe_QN.shape[1] == 0 or self.config.steps == 0:
+            why = "the document is too short" if self.config.steps else "nothing was to be learnt"
             self.deltas = [self._unlearnt(i) for i in range(len(self.questions))]
-            self.results = [self._unchanged(passages) for passages in self.passages]
+            self.results = [self._unchanged(i, why) for i in range(len(self.questions))]
             return
         start = self._start()
         before = yield from self._probe(probe_QN, start, 0)
@@ -261,44 +277,75 @@ class Focus:
                     reward_first=None if rewards[0] is None else float(rewards[0][i]),
                     reward_last=None if rewards[-1] is None else float(rewards[-1][i]),
                     passage_tokens=len(self.passages[i]),
-                    confidence=None,
-                    confidence_without=None,
+                    way=FOCUS if adapted or self.passages[i] else DOCUMENT,
+                    drafts={},
                     reason=verdict.reason if finite else "a gradient was not finite",
                 )
         self.results = [results[i] for i in range(start.num)]
         self.deltas = kept
 
     def _compare(self) -> Study[None]:
-        """Take back what was done for a question whose answer the model is surer of without it."""
-        changed = [i for i, r in enumerate(self.results) if r.adapted or self.passages[i]]
-        size = max(1, self.config.branches_at_once // 2)
+        """Answer each question in the way whose draft is the best."""
+        ways = [self._ways(i) for i in range(len(self.questions))]
+        changed = [i for i, of_question in enumerate(ways) if len(of_question) > 1]
+        grounding = Grounding(self.adapter.tokens_T, self.model.config.vocab_size)
+        size = max(1, self.config.branches_at_once // len(WAYS))
         for part in (changed[first : first + size] for first in range(0, len(changed), size)):
-            prompts = [prompt for i in part for prompt in self._two_ways(i)]
+            asked = [(i, way) for i in part for way in ways[i]]
             work = write_drafts(
-                self.model, prompts, num_tokens=self.config.focus_draft_tokens, ends=self._ends
+                self.model,
+                [self._prompt(i, way) for i, way in asked],
+                num_tokens=self.config.focus_draft_tokens,
+                ends=self._ends,
             )
             drafts = yield from self.usage.run(work, self.config.steps, self.config.steps)
-            for i, focused, plain in zip(part, drafts[::2], drafts[1::2], strict=True):
-                result = dataclasses.replace(
-                    self.results[i],
-                    confidence=focused.confidence,
-                    confidence_without=plain.confidence,
-                )
-                if plain.confidence > focused.confidence:
-                    self.deltas[i], self.passages[i] = self.adapter.delta, []
-                    result = dataclasses.replace(
-                        result, adapted=False, alpha=None, passage_tokens=0, reason=_SURER_WITHOUT
-                    )
-                self.results[i] = result
+            scores: dict[int, dict[str, dict[str, float]]] = {}
+            for (i, way), draft in zip(asked, drafts, strict=True):
+                copied = grounding.count(draft.text_tokens, self.questions[i])
+                scores.setdefault(i, {})[way] = {
+                    "confidence": draft.confidence,
+                    "grounding": copied,
+                }
+            for i, of_ways in scores.items():
+                self._answer_as(i, max(of_ways, key=lambda way: self._worth(of_ways[way])), of_ways)
 
-    def _two_ways(self, i: int) -> Iterator[DraftPrompt]:
-        """To a question's answer: with what was done for it, and without."""
-        end, question = self.adapter.state, self.questions[i]
-        faded = self.model.faded(end, self.memory_shares[i])
-        yield DraftPrompt([*self.passages[i], *question], faded, self.deltas[i])
-        yield DraftPrompt(question, end, self.adapter.delta)
+    def _ways(self, i: int) -> list[str]:
+        """Those in which a question can be answered, in the order of `WAYS`."""
+        own = self.adapter.delta is not None and self.adapter.read_by_base
+        there = {
+            FOCUS: self.results[i].way == FOCUS,
+            PASSAGES: bool(self.passages[i]),
+            DOCUMENT: True,
+            BASE: own,
+        }
+        return [way for way in WAYS if there[way]]
 
-    def _unchanged(self, passages: list[int]) -> FocusResult:
+    def _worth(self, draft: dict[str, float]) -> float:
+        copied = math.log1p(draft["grounding"])
+        return draft["confidence"] + self.config.focus_draft_grounding * copied
+
+    def _prompt(self, i: int, way: str) -> DraftPrompt:
+        """To a question's answer in one of `WAYS`."""
+        state, share = self.adapter.state, self._share(way, i)
+        if share != 1.0:
+            state = self.model.faded(state, share)
+        passages = [] if way in (DOCUMENT, BASE) else self.passages[i]
+        return DraftPrompt([*passages, *self.questions[i]], state, self._delta(i, way))
+
+    def _delta(self, i: int, way: str) -> LoraDelta | None:
+        return {FOCUS: self.deltas[i], DOCUMENT: self.adapter.delta}.get(way)
+
+    def _answer_as(self, i: int, way: str, drafts: dict[str, dict[str, float]]) -> None:
+        result = dataclasses.replace(self.results[i], way=way, drafts=drafts)
+        if way != self.results[i].way:
+            self.deltas[i] = self._delta(i, way)
+            result = dataclasses.replace(result, adapted=False, alpha=None, reason=_REASONS[way])
+        if way in (DOCUMENT, BASE):
+            self.passages[i] = []
+            result = dataclasses.replace(result, passage_tokens=0)
+        self.results[i] = result
+
+    def _unchanged(self, i: int, reason: str) -> FocusResult:
         return FocusResult(
             adapted=False,
             steps=0,
@@ -307,10 +354,10 @@ class Focus:
             probe_after=None,
             reward_first=None,
             reward_last=None,
-            passage_tokens=len(passages),
-            confidence=None,
-            confidence_without=None,
-            reason="the document is too short",
+            passage_tokens=len(self.passages[i]),
+            way=FOCUS if self.passages[i] else DOCUMENT,
+            drafts={},
+            reason=reason,
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from imprint.adapters.adapter import Adapter
 from imprint.adapters.branch_record import record_branches
 from imprint.adapters.calls import ask
-from imprint.adapters.config import RefineConfig
+from imprint.adapters.config import RefineConfig, check_study
 from imprint.adapters.continuing import begins, read_on
 from imprint.adapters.delta import make_optimizer
 from imprint.adapters.document import document_tokens, tokens_sha256
@@ -63,6 +63,7 @@ class Refiner:
     ) -> None:
         """`neutral_base`: the base weights' loss on `neutral`; read where it is not given.
         `similarity` is for the reward `semantic`."""
+        check_study(config)
         check_reward(config, similarity)
         self._similarity = similarity
         self.model, self.config, self.seed = model, config, seed

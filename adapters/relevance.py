@@ -41,7 +41,7 @@ class Relevance:
             return
         self._base = 1 + int(torch.maximum(question_M.max(), self._document_T.max()))
         for width in range(1, min(_MAX_TERM_TOKENS, len(question), length) + 1):
-            self._terms[width] = sorted(set(_run_codes(question_M, width, self._base).tolist()))
+            self._terms[width] = sorted(set(run_codes(question_M, width, self._base).tolist()))
             self.score_T += self._scores(width, self._terms[width])
         self._peak = float(self.score_T.max())
         if self._peak > 0:
@@ -64,7 +64,7 @@ class Relevance:
         lost_T = torch.zeros_like(self.score_T)
         for width, terms in left.items():
             first = max(start - width + 1, 0)
-            codes = _run_codes(self._document_T[first:stop], width, self._base)
+            codes = run_codes(self._document_T[first:stop], width, self._base)
             had = sorted(terms.intersection(codes.tolist()))
             terms.difference_update(had)
             lost_T += self._scores(width, had)
@@ -73,7 +73,7 @@ class Relevance:
     def _scores(self, width: int, terms: list[int]) -> Tensor:
         """The sum of what some terms of `width` tokens add: [T]."""
         score_T = torch.zeros_like(self.score_T)
-        codes_T = _run_codes(self._document_T, width, self._base)
+        codes_T = run_codes(self._document_T, width, self._base)
         codes_T = F.pad(codes_T, (width - 1, 0), value=-1)
         for i in range(0, len(terms), _TERMS_AT_ONCE):
             terms_M = torch.tensor(terms[i : i + _TERMS_AT_ONCE])
@@ -112,7 +112,7 @@ def relevant_passages(
     return sorted(starts)
 
 
-def _run_codes(tokens_T: Tensor, width: int, base: int) -> Tensor:
+def run_codes(tokens_T: Tensor, width: int, base: int) -> Tensor:
     """One number for every run of `width` tokens, held at its last token: [T - width + 1]."""
     if tokens_T.numel() < width:
         return tokens_T[:0]

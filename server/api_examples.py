@@ -189,8 +189,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                     "reward_first": None,
                     "reward_last": None,
                     "passage_tokens": 260,
-                    "confidence": -0.02,
-                    "confidence_without": -0.61,
+                    "way": "focus",
+                    "drafts": {
+                        "focus": {"confidence": -0.02, "grounding": 6},
+                        "passages": {"confidence": -0.05, "grounding": 6},
+                        "document": {"confidence": -0.61, "grounding": 1},
+                    },
                     "reason": "recall improved",
                 },
             }

@@ -181,6 +181,18 @@ class Usage(Reply):
     prompt_tokens_details: PromptDetails
 
 
+Way = Literal["focus", "passages", "document", "base"]
+
+
+class FocusDraft(Reply):
+    """One draft of an answer."""
+
+    confidence: float
+    """How sure the model is of it: mean log-probability of its tokens, in nats."""
+    grounding: int
+    """How many of its runs of four tokens the document has and the question has not."""
+
+
 class FocusOutcome(Reply):
     """How the study for one question went. Probes: nats per token at places near its words."""
 
@@ -194,11 +206,11 @@ class FocusOutcome(Reply):
     reward_last: float | None
     passage_tokens: int
     """Of passages that were read again before the question."""
-    confidence: float | None
-    """How sure the model is of a draft of its answer with all this: mean log-probability of the
-    tokens, in nats. Null where no draft was written."""
-    confidence_without: float | None
-    """The same without; where this is more, the question is answered without."""
+    way: Way
+    """What the question is answered from: passages after the document, with what was learnt for it;
+    the same passages alone; the document without either; the document without its own study."""
+    drafts: dict[Way, FocusDraft]
+    """By way, what decided; empty where no draft was written."""
     reason: str
     """What the gate said, or the drafts."""
 

@@ -10,7 +10,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from imprint.adapters.config import NO_ENCODER, NOT_SERVED, RefineConfig, config_of_focus
+from imprint.adapters.config import (
+    NO_ENCODER,
+    NOT_SERVED,
+    RefineConfig,
+    config_of_focus,
+    config_of_study,
+)
 from imprint.adapters.errors import ConfigError
 from imprint.server.errors import InvalidRequestError, clip
 
@@ -173,7 +179,7 @@ def parse_method(
         raise _invalid("method.type", f"method.type must be refine or read, got {clip(kind)!r}")
     fields = {"preset": preset, **values}
     with _told_of("method"):
-        config = RefineConfig.from_dict(fields)
+        config = config_of_study(fields)
         _check_served(config, has_encoder)
     return {"type": "refine", **config.to_dict()}
 

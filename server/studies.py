@@ -9,7 +9,7 @@ from typing import Any
 
 from imprint.adapters import quantum
 from imprint.adapters.adapter import Adapter
-from imprint.adapters.config import NOT_SERVED, RefineConfig, config_of_focus
+from imprint.adapters.config import NOT_SERVED, RefineConfig, config_of_focus, config_of_study
 from imprint.adapters.document import DocumentReader
 from imprint.adapters.drafts import Ends
 from imprint.adapters.errors import ConfigError
@@ -63,7 +63,7 @@ def _config(
     fields: Mapping[str, Any],
     segment_tokens: int,
     *,
-    make: Callable[[Mapping[str, Any]], RefineConfig] = RefineConfig.from_dict,
+    make: Callable[[Mapping[str, Any]], RefineConfig] = config_of_study,
 ) -> RefineConfig:
     try:
         config = make(fields)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from imprint.adapters.config import RefineConfig, check_focus
+from imprint.adapters.config import RefineConfig, config_of_focus, config_of_study
 from imprint.adapters.errors import ConfigError
 from imprint.adapters.evaluation.arm_names import ARMS
 
@@ -168,9 +168,8 @@ def _points(grid: dict[str, Any], shared: dict[str, dict[str, Any]]) -> list[Poi
         all_fields = {"preset": _SHARED[kind], **shared[kind], **fields}
         label = " ".join((arm, *(f"{name}={text_of(value)}" for name, value in fields.items())))
         try:
-            config = RefineConfig.from_dict(all_fields)
-            if kind == "focus":
-                check_focus(config)
+            make = config_of_focus if kind == "focus" else config_of_study
+            config = make(all_fields)
         except ConfigError as error:
             raise GridError(f"{label}: {error}") from None
         found.append(Point(arm=arm, axes=fields, config=config))

@@ -37,7 +37,7 @@ _UNUSED: Final = frozenset(
     | {"held_steps", "probe_places", "probe_margin", "probe_confidence", "neutral_margin"}
     | {"cue_tokens", "recall_fraction", "focus_gamma", "focus_window", "focus_spread"}
     | {"focus_passages", "focus_passage_tokens", "focus_repeat", "focus_memory"}
-    | {"focus_draft_tokens", "min_entropy"}
+    | {"focus_draft_tokens", "focus_draft_grounding", "min_entropy"}
 )
 """Fields of RefineConfig that say how a server adapts; a run has its own."""
 

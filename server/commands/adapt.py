@@ -6,7 +6,7 @@ import argparse
 import sys
 from contextlib import ExitStack
 
-from imprint.adapters.config import RefineConfig
+from imprint.adapters.config import config_of_study
 from imprint.server.client import Adaptation
 from imprint.server.commands.common import read_document, read_fields, write_json
 from imprint.server.commands.connection import add_connection, connect
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Adapt, show progress on standard error, print the outcome."""
     document = read_document(arguments.file)
     fields = read_fields(arguments.preset, arguments.overrides)
-    RefineConfig.from_dict(fields)  # a wrong field is told before any work
+    config_of_study(fields)  # a wrong field is told before any work
     method = {"type": "refine", **fields}
     with ExitStack() as stack:
         display = stack.enter_context(StudyDisplay())

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imprint import __version__
-from imprint.adapters.config import RefineConfig
+from imprint.adapters.config import RefineConfig, config_of_focus, config_of_study
 from imprint.server.commands.common import (
     CommandError,
     UsageError,
@@ -87,8 +87,8 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _single(arguments: argparse.Namespace, prepared: Prepared) -> EvaluationRun:
-    refine = RefineConfig.from_dict(read_fields(arguments.preset, arguments.overrides))
-    focus = RefineConfig.from_dict(
+    refine = config_of_study(read_fields(arguments.preset, arguments.overrides))
+    focus = config_of_focus(
         read_fields(arguments.focus_preset, arguments.focus_overrides, flag="--focus-set")
     )
     return prepared.evaluation(arguments.arms, refine, focus, arguments.output)

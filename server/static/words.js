@@ -211,11 +211,16 @@ export function answerVerdict(answer, adaptation) {
     const again = focus.passage_tokens
       ? ` Passages near its words (${count(focus.passage_tokens, "token")}) were read again before it.`
       : "";
-    if (focus.confidence_without > focus.confidence) {
+    const better = {
+      document: "but a draft of the answer without that was better: this is the answer without it.",
+      passages: "but a draft of the answer from passages near its words alone was better: this is " +
+        "the answer from these.",
+      base: "but a draft of the answer without any study was better: this is the unchanged model's.",
+    };
+    if (better[focus.way] && (focus.drafts?.focus || focus.way === "base")) {
       return {
         tone: "plain",
-        text: `Studied for this question in ${steps}, but the model is surer of its answer without ` +
-          `that: this is the answer without it.${probe}`,
+        text: `Studied for this question in ${steps}, ${better[focus.way]}${probe}`,
       };
     }
     // `adapted` may speak of the document's own study: what the gate kept of this one has an alpha

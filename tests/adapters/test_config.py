@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imprint.adapters.config import PRESETS, RefineConfig
+from imprint.adapters.config import PRESETS, RefineConfig, config_of_focus, config_of_study
 from imprint.adapters.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ def test_smoothing_width_is_odd(length: int, width: int) -> None:
         ({"scope": "some"}, "scope"),
         ({"scope": ["lora"]}, "scope"),
         ({"reward": "applause"}, "reward"),
-        ({"steps": 0}, "steps"),
+        ({"steps": -1}, "steps"),
         ({"steps": 1.5}, "steps"),
         ({"steps": True}, "steps"),
         ({"steps": "4"}, "steps"),
@@ -99,3 +99,11 @@ def test_rollouts_are_told_about_where_the_preset_draws_none() -> None:
 def test_needs_no_torch() -> None:
     code = "import sys, imprint.adapters.config; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("fields", [{"steps": 0}, {"preset": "drafts"}])
+def test_only_a_focus_takes_no_step(fields: dict[str, Any]) -> None:
+    assert config_of_focus(fields).steps == 0
+    with pytest.raises(ConfigError, match="one step or more") as error:
+        config_of_study(fields)
+    assert error.value.field == "steps"

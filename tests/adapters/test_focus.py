@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -245,7 +246,7 @@ def test_a_document_that_was_read_with_its_delta_is_asked_with_it(
         assert delta.rank == rank if result.adapted else delta is adapter.delta
 
 
-def test_what_a_study_left_answers_where_the_model_is_surer_with_it(
+def test_what_a_study_left_answers_where_its_draft_is_best(
     tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
 ) -> None:
     config = config.replace(focus_passages=2, focus_passage_tokens=8, focus_draft_tokens=9)
@@ -253,15 +254,15 @@ def test_what_a_study_left_answers_where_the_model_is_surer_with_it(
     questions = [document[i : i + 5] for i in range(12)]
     focus = focused(tiny_model, adapter, questions, config)
     plain = focused(tiny_model, read_adapter, questions, config)
-    kept = [
-        result.reason != "the model is surer of its answer without it" for result in focus.results
-    ]
-    assert 0 < sum(kept) < len(questions)
+    assert len({result.way for result in focus.results}) > 1
     for i, result in enumerate(focus.results):
-        assert result.confidence == plain.results[i].confidence
-        assert result.confidence_without != plain.results[i].confidence_without
-        assert (focus.deltas[i] is adapter.delta) == (not kept[i])
-        assert focus.adapted[i] == (result.adapted or not kept[i])
+        for way in ("focus", "passages"):
+            assert result.drafts[way] == plain.results[i].drafts[way]
+        assert result.drafts["document"] != plain.results[i].drafts["document"]
+        assert result.drafts["base"] == plain.results[i].drafts["document"]
+        left = result.way == "document"
+        assert (focus.deltas[i] is adapter.delta) == left
+        assert focus.adapted[i] == (result.adapted or left)
 
 
 def test_a_delta_that_breaks_is_refused(
@@ -358,55 +359,108 @@ def test_answers_begin_from_a_fainter_memory_where_passages_are_read(
     assert none.memory_shares == [1.0, 1.0, 1.0]
 
 
-def test_a_question_keeps_what_makes_the_model_surer_of_its_answer(
-    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_question_is_answered_in_the_way_whose_draft_is_best(
+    tiny_model: DeltaNet,
+    read_adapter: Adapter,
+    document: list[int],
+    config: RefineConfig,
+    weight: float,
 ) -> None:
     config = config.replace(focus_passages=2, focus_passage_tokens=8)
     questions = [document[i : i + 5] for i in range(12)]
     without = focused(tiny_model, read_adapter, questions, config)
-    assert all(result.confidence is None for result in without.results)
+    assert all(result.drafts == {} for result in without.results)
+    drafted = config.replace(focus_draft_tokens=9, segment_tokens=28, focus_draft_grounding=weight)
     focus = focused(
-        tiny_model,
-        read_adapter,
-        questions,
-        config.replace(focus_draft_tokens=9, segment_tokens=28),
-        ends=lambda token, so_far: len(so_far) == 6,
+        tiny_model, read_adapter, questions, drafted, ends=lambda token, so_far: len(so_far) == 6
     )
-    kept = 0
     for i, result in enumerate(focus.results):
-        assert result.confidence is not None
-        assert result.confidence_without is not None
-        read, share = without.passages[i], without.memory_shares[i]
-        delta = without.deltas[i]
-        for confidence, passages, state, own in (
-            (result.confidence, read, tiny_model.faded(read_adapter.state, share), delta),
-            (result.confidence_without, [], read_adapter.state, None),
-        ):
-            tokens = [*passages, *questions[i]]
-            asked = torch.tensor([tokens])
-            answer = generate_greedy(tiny_model, asked, state, num_tokens=7, delta=own)
+        read, end = without.passages[i], read_adapter.state
+        ways = {
+            "focus": (read, tiny_model.faded(end, config.focus_memory), without.deltas[i]),
+            "passages": (read, tiny_model.faded(end, 0.0), None),
+            "document": ([], end, None),
+        }
+        assert set(result.drafts) == set(ways)
+        worth = {}
+        for way, (passages, state, delta) in ways.items():
+            asked = torch.tensor([[*passages, *questions[i]]])
+            answer = generate_greedy(tiny_model, asked, state, num_tokens=7, delta=delta)
             with torch.no_grad():
-                hidden, _ = tiny_model(torch.cat((asked, answer), 1), state, delta=own)
-                log_probs = tiny_model.logits(hidden[0, len(tokens) - 1 : -1]).log_softmax(-1)
-            mean = float(log_probs.gather(1, answer.T).mean())
-            assert confidence == pytest.approx(mean, abs=1e-4)
-        used = result.confidence >= result.confidence_without
-        kept += used
+                both = torch.cat((asked, answer), 1)
+                hidden, _ = tiny_model(both, state, delta=delta)
+                log_probs = tiny_model.logits(hidden[0, asked.shape[1] - 1 : -1]).log_softmax(-1)
+            confidence = float(log_probs.gather(1, answer.T).mean())
+            text = answer[0, :-1].tolist()  # the last token ends it
+            runs = {tuple(text[at : at + 4]) for at in range(3)}
+            copied = [run for run in runs if stands_in(run, document, questions[i])]
+            assert result.drafts[way]["confidence"] == pytest.approx(confidence, abs=1e-4)
+            assert result.drafts[way]["grounding"] == len(copied)
+            worth[way] = confidence + weight * math.log(1 + len(copied))
+        assert worth[result.way] == pytest.approx(max(worth.values()), abs=1e-3)
+        passages, state, delta = ways[result.way]
+        assert focus.passages[i] == passages
+        assert focus.deltas[i] is delta or result.way == "focus"
+        faded = tiny_model.faded(end, focus.memory_shares[i])
+        pairs = zip(faded.tensors(), state.tensors(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
         expected = without.results[i]
-        if used:
+        if result.way == "focus":
             assert (result.adapted, result.reason) == (expected.adapted, expected.reason)
-            assert focus.passages[i] == read
         else:
             assert not result.adapted
-            assert (result.alpha, result.passage_tokens) == (None, 0)
-            assert result.reason == "the model is surer of its answer without it"
-            assert (focus.passages[i], focus.memory_shares[i]) == ([], 1.0)
-        if used and delta is not None:
-            pairs = zip(focus.deltas[i].parameters(), delta.parameters(), strict=True)
-            assert all(torch.equal(tensor, right) for tensor, right in pairs)
-        else:
-            assert focus.deltas[i] is None
-    assert 0 < kept < len(questions)
+            assert "draft" in result.reason
+        assert result.passage_tokens == len(passages)
+    assert len({result.way for result in focus.results}) > 1
+
+
+def stands_in(run: tuple[int, ...], document: list[int], question: list[int]) -> bool:
+    """Whether these tokens follow each other in the document, and nowhere in the question."""
+    found = [
+        any(tuple(tokens[i : i + len(run)]) == run for i in range(len(tokens)))
+        for tokens in (document, question)
+    ]
+    return found == [True, False]
+
+
+def test_a_focus_without_steps_compares_what_a_study_left_with_what_was_read(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int]
+) -> None:
+    config = RefineConfig.preset("drafts", focus_draft_tokens=9)
+    questions = [document[i : i + 5] for i in range(12)]
+    plain = focused(tiny_model, read_adapter, questions, config)
+    assert (plain.deltas, plain.memory_shares) == ([None] * 12, [1.0] * 12)
+    for result in plain.results:
+        assert (result.way, result.drafts, result.steps) == ("document", {}, 0)
+        assert result.reason == "nothing was to be learnt"
+    adapter = studied(read_adapter, tiny_model, "query_lora")
+    focus = focused(tiny_model, adapter, questions, config)
+    for i, result in enumerate(focus.results):
+        assert set(result.drafts) == {"document", "base"}
+        kept = result.way == "document"
+        assert focus.deltas[i] is (adapter.delta if kept else None)
+        assert focus.adapted[i] == kept
+        assert focus.passages[i] == []
+        assert result.reason == (
+            "nothing was to be learnt"
+            if kept
+            else "a draft without the document's study was better"
+        )
+    assert len({result.way for result in focus.results}) == 2
+    # one that was read with its delta cannot do without
+    of_lora = focused(tiny_model, studied(read_adapter, tiny_model, "lora"), questions, config)
+    assert all(result.drafts == {} for result in of_lora.results)
+
+
+def test_passages_are_read_again_without_a_step_too(
+    tiny_model: DeltaNet, read_adapter: Adapter, document: list[int], config: RefineConfig
+) -> None:
+    config = config.replace(focus_passages=2, focus_passage_tokens=8, steps=0)
+    focus = focused(tiny_model, read_adapter, from_document(document), config)
+    assert all(focus.passages)
+    assert [result.way for result in focus.results] == ["focus"] * 3
+    assert (focus.deltas, focus.adapted) == ([None] * 3, [False] * 3)
 
 
 def test_no_draft_is_written_where_nothing_was_done(
@@ -416,4 +470,4 @@ def test_no_draft_is_written_where_nothing_was_done(
     quanta = list((focus := Focus(tiny_model, read_adapter, QUESTIONS, config)).run())
     assert {quantum.phase for quantum in quanta} >= {"select", "probe"}
     assert "draft" not in {quantum.phase for quantum in quanta}
-    assert all(result.confidence is None for result in focus.results)
+    assert all(result.drafts == {} for result in focus.results)

@@ -76,10 +76,12 @@ def test_the_question_of_the_readme_is_answered(port: int) -> None:
     for item in reply["answers"]:
         focus = item["focus"]
         assert focus["steps"] > 0
-        assert focus["confidence"] > -1.0  # the model knows what it says
-        # these numbers are easy to recall: it may well be as sure without the study
-        used = focus["confidence"] >= focus["confidence_without"]
-        assert used == (focus["passage_tokens"] > 0)
+        assert set(focus["drafts"]) == {"focus", "passages", "document"}
+        # the model knows what it says, and that stands in the text
+        assert focus["drafts"][focus["way"]]["confidence"] > -1.0
+        assert focus["drafts"][focus["way"]]["grounding"] > 2
+        # these numbers are easy to recall: it may well do as well without the study
+        assert (focus["way"] != "document") == (focus["passage_tokens"] > 0)
         assert item["adapted"] == (focus["alpha"] is not None)
 
 

@@ -27,8 +27,11 @@ FOCUSED = FocusResult(
     reward_first=None,
     reward_last=None,
     passage_tokens=260,
-    confidence=-0.02,
-    confidence_without=-0.61,
+    way="focus",
+    drafts={
+        "focus": {"confidence": -0.02, "grounding": 6},
+        "document": {"confidence": -0.61, "grounding": 1},
+    },
     reason="recall improved",
 )
 """How a study for a question went, of every answer that asks for one."""

@@ -139,8 +139,12 @@ def test_a_studied_document_is_focused_on_from_what_its_study_left(make, setup, 
     )
     arms = make(refine=kept)
     adapted, focused = arms.run("adapted"), arms.run("adapted_focus")
-    assert adapted.num_adapted == focused.num_adapted == len(QUESTIONS)
-    assert len(focused.detail["questions"]) == len(QUESTIONS)
+    assert adapted.num_adapted == len(focused.detail["questions"]) == len(QUESTIONS)
+    of_study = {"document"} if scope == "query_lora" else {"document", "focus"}
+    assert focused.num_adapted == sum(
+        question["alpha"] is not None or question["way"] in of_study
+        for question in focused.detail["questions"]
+    )
     assert focused.token_passes > adapted.token_passes
     # where focus does nothing, the study's own answers are left
     idle = setup.focus.replace(probe_margin=100.0, focus_passages=0)

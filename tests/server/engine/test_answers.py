@@ -92,7 +92,7 @@ def test_each_question_decodes_with_its_own_focus(make_rig: Callable[..., Rig]) 
     rig = make_rig()
     rig.study("a", TEXTS[0])
     focus = {"steps": 2, "lora_rank": 2, "learning_rate": 0.05, "probe_confidence": 0.0}
-    focus |= {"positions": 4, "rollout_length": 8}
+    focus |= {"positions": 4, "rollout_length": 8, "focus_draft_tokens": 0}
     questions = ["Where is the key?", "Who saw it? The dog?"]
     prompts = [rig.prompt(question, f"q{i}") for i, question in enumerate(questions)]
     rig.ask("both", "a", prompts=prompts, focus=focus)
@@ -138,27 +138,42 @@ def test_passages_of_a_focus_are_read_before_the_prompt(
     assert done.usage["prompt_tokens"] == len(question.tokens)
 
 
-def test_a_question_is_answered_without_its_focus_where_the_model_is_surer_so(
+FOCUS = {"steps": 2, "learning_rate": 0.1, "focus_passages": 2, "focus_passage_tokens": 16}
+WAYS: dict[str, dict[str, Any]] = {
+    "focus": {**FOCUS, "focus_draft_tokens": 0},
+    # the gate refuses what was learnt, and nothing of the memory is left
+    "passages": {**FOCUS, "focus_draft_tokens": 0, "probe_margin": 100.0, "focus_memory": 0.0},
+}
+
+
+def test_a_question_is_answered_in_the_way_whose_draft_is_best(
     make_rig: Callable[..., Rig],
 ) -> None:
     rig = make_rig()
     rig.study("a", TEXTS[0])
-    focus = {"steps": 2, "learning_rate": 0.1, "focus_passages": 2, "focus_passage_tokens": 16}
-    ways = {"none": None, "drafted": focus, "always": {**focus, "focus_draft_tokens": 0}}
+    ways = {**WAYS, "document": None, "drafted": {**FOCUS, "focus_draft_grounding": 0.2}}
     used = []
-    for i in range(10):
+    for i in range(12):
         prompts = [rig.prompt(TEXTS[0][5 * i : 5 * i + 20])]
         said = {}
         for way, asked in ways.items():
             rig.ask(f"{way}{i}", "a", prompts=prompts, focus=asked)
             said[way] = rig.run()
         done = one(said["drafted"], SequenceDone)
-        surer = done.focus["confidence"] >= done.focus["confidence_without"]
-        used.append(surer)
-        assert tokens_of(said["drafted"]) == tokens_of(said["always" if surer else "none"])
-        assert surer or not done.adapted
-        assert one(said["always"], SequenceDone).focus["confidence"] is None
-    assert {True, False} == set(used)
+        worth = {
+            way: draft["confidence"] + 0.2 * math.log(1 + draft["grounding"])
+            for way, draft in done.focus["drafts"].items()
+        }
+        best = max(worth, key=lambda way: worth[way])
+        assert set(worth) == {"focus", "passages", "document"}
+        assert done.focus["way"] == best
+        used.append(best)
+        assert tokens_of(said["drafted"]) == tokens_of(said[best])
+        assert best == "focus" or not done.adapted
+        assert (done.focus["passage_tokens"] > 0) == (best != "document")
+        focus = one(said["focus"], SequenceDone).focus
+        assert (focus["way"], focus["drafts"]) == ("focus", {})
+    assert len(set(used)) > 1
 
 
 def test_focus_begins_from_what_was_read_also_where_it_was_studied(
@@ -167,21 +182,50 @@ def test_focus_begins_from_what_was_read_also_where_it_was_studied(
     rig = make_rig()
     rig.study("read", TEXTS[0])
     assert rig.study("studied", TEXTS[0], **{**REFINE, "scope": "query_lora"}).status == "succeeded"
-    focus = {"steps": 2, "learning_rate": 0.1, "focus_passages": 2, "focus_passage_tokens": 16}
     prompts = [rig.prompt(TEXTS[0][10:30])]
     said = {}
     for adapter in ("read", "studied"):
-        for way in (None, {**focus, "focus_draft_tokens": 0}, focus):
-            name = f"{adapter} {way and way.get('focus_draft_tokens', 48)}"
-            rig.ask(name, adapter, prompts=prompts, focus=way)
-            said[name] = rig.run()
-    assert tokens_of(said["studied 0"]) == tokens_of(said["read 0"])
-    first, second = (one(said[f"{name} 0"], SequenceDone) for name in ("read", "studied"))
+        for way, asked in {**WAYS, "document": None, "drafted": FOCUS}.items():
+            rig.ask(f"{adapter} {way}", adapter, prompts=prompts, focus=asked)
+            said[f"{adapter} {way}"] = rig.run()
+    assert tokens_of(said["studied focus"]) == tokens_of(said["read focus"])
+    first, second = (one(said[f"{name} focus"], SequenceDone) for name in ("read", "studied"))
     assert (first.adapted, first.focus) == (second.adapted, second.focus)
-    done = one(said["studied 48"], SequenceDone)
-    surer = done.focus["confidence"] >= done.focus["confidence_without"]
-    assert tokens_of(said["studied 48"]) == tokens_of(said[f"studied {0 if surer else None}"])
-    assert done.adapted == (one(said["studied 0"], SequenceDone).adapted if surer else True)
+    assert tokens_of(said["studied document"]) != tokens_of(said["read document"])
+    done = one(said["studied drafted"], SequenceDone)
+    way = done.focus["way"]
+    said["studied base"] = said["read document"]
+    assert set(done.focus["drafts"]) == {"focus", "passages", "document", "base"}
+    assert tokens_of(said["studied drafted"]) == tokens_of(said[f"studied {way}"])
+    assert done.adapted == (first.adapted if way == "focus" else way == "document")
+
+
+def test_a_studys_answers_can_be_compared_with_those_of_the_base_alone(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig()
+    rig.study("read", TEXTS[0])
+    rig.study("studied", TEXTS[0], **{**REFINE, "scope": "query_lora"})
+    used = set()
+    for i in range(10):
+        prompts = [rig.prompt(TEXTS[0][5 * i : 5 * i + 20])]
+        said = {}
+        for adapter in ("read", "studied"):
+            for asked in (None, {"preset": "drafts", "focus_draft_grounding": 0.1}):
+                name = f"{adapter} {'drafts' if asked else 'plain'}"
+                rig.ask(f"{name}{i}", adapter, prompts=prompts, focus=asked)
+                said[name] = rig.run()
+        assert tokens_of(said["read drafts"]) == tokens_of(said["read plain"])
+        nothing = one(said["read drafts"], SequenceDone).focus
+        assert (nothing["way"], nothing["steps"], nothing["drafts"]) == ("document", 0, {})
+        done = one(said["studied drafts"], SequenceDone)
+        assert set(done.focus["drafts"]) == {"document", "base"}
+        way = done.focus["way"]
+        used.add(way)
+        assert done.adapted == (way == "document")
+        plain = {"document": "studied plain", "base": "read plain"}[way]
+        assert tokens_of(said["studied drafts"]) == tokens_of(said[plain])
+    assert used == {"document", "base"}
 
 
 @pytest.mark.parametrize(
