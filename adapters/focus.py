@@ -66,8 +66,8 @@ class FocusResult:
     """One of `WAYS`: what the question is answered from."""
     drafts: dict[str, dict[str, float]]
     """By way, of the draft that was written so: `confidence`, the mean log-probability of its
-    tokens in nats, and `grounding`, how many of its runs of tokens the document has. None where no
-    draft was written."""
+    tokens in nats, and `grounding`, how many of its runs of tokens the document has. Empty
+    where no draft was written."""
     reason: str
 
     def to_dict(self) -> dict[str, Any]:

@@ -177,8 +177,12 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"ways to answer; default: all of {','.join(ARMS)}",
     )
-    for prefix, arm, default in (("", "adapted", "default"), ("focus-", "focus", "focus")):
-        add(f"--{prefix}preset", default=default, help=f"preset of arm {arm}; default: {default}")
+    for prefix, knows, default in (("", "without", "default"), ("focus-", "with", "focus")):
+        add(
+            f"--{prefix}preset",
+            default=default,
+            help=f"preset of studies {knows} the questions; default: {default}",
+        )
         add(
             f"--{prefix}set",
             action="append",
