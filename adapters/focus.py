@@ -53,6 +53,9 @@ class FocusResult:
     """What focusing did for one question. Probes are in nats per token at relevant places."""
 
     adapted: bool
+    """Whether the question is answered with what was learnt for it."""
+    accepted: bool
+    """What the gate said of that, whatever the drafts chose."""
     steps: int
     alpha: float | None
     """How far towards what was learnt the delta went; None where nothing was kept."""
@@ -73,7 +76,7 @@ class FocusResult:
     def to_dict(self) -> dict[str, Any]:
         """As it stands in an answer's `focus`."""
         values = dataclasses.asdict(self)
-        del values["adapted"]
+        del values["adapted"], values["accepted"]
         return values
 
 
@@ -270,6 +273,7 @@ class Focus:
                     kept[i] = blend
                 results[i] = FocusResult(
                     adapted=adapted,
+                    accepted=adapted,
                     steps=self.config.steps,
                     alpha=alpha if adapted else None,
                     probe_before=before[i].mean,
@@ -348,6 +352,7 @@ class Focus:
     def _unchanged(self, i: int, reason: str) -> FocusResult:
         return FocusResult(
             adapted=False,
+            accepted=False,
             steps=0,
             alpha=None,
             probe_before=None,

@@ -322,7 +322,8 @@ class AnswerRuns:
         if task.request.finished:
             self._drop(task.request.id)
         if answer.focus is not None:
-            self._around.count_verdict("focus", answer.focus.adapted)
+            self._around.count_verdict("focus", answer.focus.accepted)
+            self._around.count("focus_answers_total", way=answer.focus.way)
         self._untold.append(
             SequenceDone(
                 request_id=sequence.request_id,

@@ -42,6 +42,7 @@ ZEROS = {
         *("adaptation accepted", "adaptation rejected"),
         *("focus accepted", "focus rejected"),
     ),
+    "focus_answers_total": ("focus", "passages", "document", "base"),
     "worker_restarts_total": ("killed", "crashed", "hung", "startup_timeout", "exited"),
     "engine_errors_total": ("intake", "begin", "prefill", "decode", "quantum", "focus", "evict"),
     "oom_total": ("read true", "read false", "prefill false", "decode false", "focus false"),
@@ -175,6 +176,12 @@ class Metrics:
             "gate_verdicts_total",
             "What the gate said of documents (adaptation) and of questions (focus).",
             "kind outcome",
+        )
+        add(
+            Counter,
+            "focus_answers_total",
+            "Questions answered after a focus, by what they are answered from.",
+            "way",
         )
 
     def _declare_engine(self) -> None:

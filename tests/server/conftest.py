@@ -20,6 +20,7 @@ from imprint.server.protocol import uvicorn_config
 
 FOCUSED = FocusResult(
     adapted=True,
+    accepted=True,
     steps=4,
     alpha=0.25,
     probe_before=2.5,
