@@ -412,6 +412,7 @@ def test_a_question_is_answered_in_the_way_whose_draft_is_best(
             assert not result.adapted
             assert "draft" in result.reason
         assert result.passage_tokens == len(passages)
+        assert result.accepted == expected.accepted == expected.adapted
     assert len({result.way for result in focus.results}) > 1
 
 
