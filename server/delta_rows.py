@@ -139,8 +139,8 @@ class DeltaRows:
         for i in changed:  # in case that a copy breaks off: then a row is nobody's
             self._held[i] = NEVER_FILLED
         whole = [i for i in changed if shapes.get(id(deltas[i])) == shape]
-        if whole:
-            _fill(self._buffers, whole, [distinct[id(deltas[i])] for i in whole])
+        for run in _runs(whole):
+            _fill(self._buffers, run.start, [distinct[id(deltas[i])] for i in run])
         for i in set(changed).difference(whole):
             _pad(self._buffers, i, deltas[i])
         for i in changed:
@@ -176,15 +176,24 @@ def _are_same(held: Seq[LoraDelta | None], deltas: Seq[LoraDelta | None]) -> boo
     return all(one is other for one, other in zip(held, deltas, strict=False))
 
 
-def _fill(buffers: LoraDelta, rows: Seq[int], deltas: Seq[LoraDelta]) -> None:
-    """Overwrite rows with deltas of the buffers' shape: many small tensors, so in one call."""
-    places: list[Tensor] = []
-    given: list[Tensor] = []
-    for row, delta in zip(rows, deltas, strict=True):
-        for side, own in ((buffers.a, delta.a), (buffers.b, delta.b)):
-            places += [tensor[row : row + 1] for tensor in side.values()]
-            given += [own[name] for name in side]
-    torch._foreach_copy_(places, given)
+def _runs(rows: Seq[int]) -> list[range]:
+    """Ascending numbers as ranges without gaps."""
+    runs: list[range] = []
+    for row in rows:
+        if runs and runs[-1].stop == row:
+            runs[-1] = range(runs[-1].start, row + 1)
+        else:
+            runs.append(range(row, row + 1))
+    return runs
+
+
+def _fill(buffers: LoraDelta, first: int, deltas: Seq[LoraDelta]) -> None:
+    """Overwrite rows from `first` on with deltas of the buffers' shape: few calls, many rows."""
+    last = first + len(deltas)
+    for name, place in buffers.a.items():
+        torch.cat([delta.a[name] for delta in deltas], out=place[first:last])
+    for name, place in buffers.b.items():
+        torch.cat([delta.b[name] for delta in deltas], out=place[first:last])
 
 
 def _pad(buffers: LoraDelta, row: int, delta: LoraDelta | None) -> None:
