@@ -128,7 +128,8 @@ class RefineConfig:
     it has, the more what was just read weighs against what a full memory mixes up with it."""
     focus_draft_tokens: int = 48
     """Tokens of the drafts of each answer: with what was done for the question, with its passages
-    alone, and without. It is answered as the best of them is. 0: no drafts are written."""
+    alone, without either, and without what the document's study left. It is answered as the best
+    of them is. 0: no drafts are written."""
     focus_draft_grounding: float = 0.5
     """What a draft that copies the document is worth: its tokens' mean log-probability in nats and
     so many times ln(1 + n) decide, n its runs of four tokens that the document has and the question

@@ -292,6 +292,8 @@ class Focus:
         """Answer each question in the way whose draft is the best."""
         ways = [self._ways(i) for i in range(len(self.questions))]
         changed = [i for i, of_question in enumerate(ways) if len(of_question) > 1]
+        if not changed:
+            return
         grounding = Grounding(self.adapter.tokens_T, self.model.config.vocab_size)
         size = max(1, self.config.branches_at_once // len(WAYS))
         for part in (changed[first : first + size] for first in range(0, len(changed), size)):

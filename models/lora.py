@@ -122,14 +122,15 @@ class LoraDelta:
         a: dict[str, Tensor] = {}
         b: dict[str, Tensor] = {}
         for i, delta in enumerate(deltas):
-            for name in delta.a if delta is not None else ():
-                assert delta is not None
-                width_in, width_out = delta.a[name].shape[2], delta.b[name].shape[1]
+            if delta is None:
+                continue
+            for name, a_1RI in delta.a.items():
+                b_1OR = delta.b[name]
                 if name not in a:
-                    a[name] = sample.new_zeros(len(deltas), rank, width_in)
-                    b[name] = sample.new_zeros(len(deltas), width_out, rank)
-                a[name][i, : delta.rank] = delta.a[name][0]
-                b[name][i, :, : delta.rank] = delta.b[name][0]
+                    a[name] = sample.new_zeros(len(deltas), rank, a_1RI.shape[2])
+                    b[name] = sample.new_zeros(len(deltas), b_1OR.shape[1], rank)
+                a[name][i, : delta.rank] = a_1RI[0]
+                b[name][i, :, : delta.rank] = b_1OR[0]
         return cls(a, b)
 
     def joined(self, other: Self) -> Self:

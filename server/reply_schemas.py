@@ -187,8 +187,9 @@ Way = Literal["focus", "passages", "document", "base"]
 class FocusDraft(Reply):
     """One draft of an answer."""
 
-    confidence: float
-    """How sure the model is of it: mean log-probability of its tokens, in nats."""
+    confidence: float | None
+    """How sure the model is of it: mean log-probability of its tokens, in nats. Null where that is
+    no finite number; such a draft is the worst."""
     grounding: int
     """How many of its runs of four tokens the document has and the question has not."""
 

@@ -257,9 +257,11 @@ def test_what_a_study_left_answers_where_its_draft_is_best(
     assert len({result.way for result in focus.results}) > 1
     for i, result in enumerate(focus.results):
         for way in ("focus", "passages"):
-            assert result.drafts[way] == plain.results[i].drafts[way]
-        assert result.drafts["document"] != plain.results[i].drafts["document"]
-        assert result.drafts["base"] == plain.results[i].drafts["document"]
+            # of another number of drafts in a batch: the same up to rounding
+            assert result.drafts[way] == pytest.approx(plain.results[i].drafts[way], abs=1e-4)
+        read = pytest.approx(plain.results[i].drafts["document"], abs=1e-4)
+        assert result.drafts["document"] != read
+        assert result.drafts["base"] == read
         left = result.way == "document"
         assert (focus.deltas[i] is adapter.delta) == left
         assert focus.adapted[i] == (result.adapted or left)

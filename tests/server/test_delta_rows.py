@@ -64,6 +64,9 @@ def test_who_leaves_moves_only_one_of_those_who_stay() -> None:
     assert rows.stack(deltas) is first  # nothing changed
     stay = [deltas[0], deltas[2], deltas[3], deltas[4]]
     assert rows.order(stay) == [0, 3, 1, 2]  # the last one takes the empty place
+    other = rows.stack([*deltas[:4], delta_of(9)])
+    assert other is not first  # by this whoever keeps copies sees that one has changed
+    assert rows.stack(deltas) is not other
     rows.stack([stay[i] for i in rows.order(stay)])
     assert rows.order([*stay, deltas[1]]) == [0, 3, 1, 2, 4]
 

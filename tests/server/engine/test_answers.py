@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from imprint.adapters.config import RefineConfig
+from imprint.adapters.focus import WAYS
 from imprint.adapters.relevance import Relevance
 from imprint.models import prefill
 from imprint.models.generate import generate_greedy
@@ -23,6 +24,8 @@ from imprint.server.messages import (
     SequenceDone,
     TokenDelta,
 )
+from imprint.server.metrics import ZEROS
+from imprint.server.reply_schemas import FocusOutcome, Way
 from support.engine_rig import REFINE, TEXTS, Rig, one, tokens_of
 
 
@@ -139,7 +142,7 @@ def test_passages_of_a_focus_are_read_before_the_prompt(
 
 
 FOCUS = {"steps": 2, "learning_rate": 0.1, "focus_passages": 2, "focus_passage_tokens": 16}
-WAYS: dict[str, dict[str, Any]] = {
+BY_WAY: dict[str, dict[str, Any]] = {
     "focus": {**FOCUS, "focus_draft_tokens": 0},
     # the gate refuses what was learnt, and nothing of the memory is left
     "passages": {**FOCUS, "focus_draft_tokens": 0, "probe_margin": 100.0, "focus_memory": 0.0},
@@ -151,7 +154,7 @@ def test_a_question_is_answered_in_the_way_whose_draft_is_best(
 ) -> None:
     rig = make_rig()
     rig.study("a", TEXTS[0])
-    ways = {**WAYS, "document": None, "drafted": {**FOCUS, "focus_draft_grounding": 0.2}}
+    ways = {**BY_WAY, "document": None, "drafted": {**FOCUS, "focus_draft_grounding": 0.2}}
     used = []
     for i in range(12):
         prompts = [rig.prompt(TEXTS[0][5 * i : 5 * i + 20])]
@@ -185,7 +188,7 @@ def test_focus_begins_from_what_was_read_also_where_it_was_studied(
     prompts = [rig.prompt(TEXTS[0][10:30])]
     said = {}
     for adapter in ("read", "studied"):
-        for way, asked in {**WAYS, "document": None, "drafted": FOCUS}.items():
+        for way, asked in {**BY_WAY, "document": None, "drafted": FOCUS}.items():
             rig.ask(f"{adapter} {way}", adapter, prompts=prompts, focus=asked)
             said[f"{adapter} {way}"] = rig.run()
     assert tokens_of(said["studied focus"]) == tokens_of(said["read focus"])
@@ -226,6 +229,23 @@ def test_a_studys_answers_can_be_compared_with_those_of_the_base_alone(
         plain = {"document": "studied plain", "base": "read plain"}[way]
         assert tokens_of(said["studied drafts"]) == tokens_of(said[plain])
     assert used == {"document", "base"}
+
+
+def test_a_draft_that_breaks_is_the_worst_and_can_be_told(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    rig.study("a", TEXTS[0], **{**REFINE, "scope": "query_lora"})
+    delta = rig.engine.cache.acquire("a").delta
+    assert delta is not None
+    next(iter(delta.b.values())).fill_(math.nan)
+    rig.ask("r", "a", focus={"preset": "drafts"})
+    done = one(rig.run(), SequenceDone)
+    told = FocusOutcome.model_validate(done.focus)
+    assert (told.way, told.drafts["document"].confidence) == ("base", None)
+    assert told.drafts["base"].confidence is not None
+
+
+def test_ways_have_the_same_names_everywhere() -> None:
+    assert get_args(Way) == WAYS == ZEROS["focus_answers_total"]
 
 
 @pytest.mark.parametrize(
