@@ -170,6 +170,9 @@ class FastWeightModel(nn.Module):
     for DeltaNet, by resident memory too. An architecture that keeps more says so."""
     starts_from_state: ClassVar[bool] = True
     """Whether all that memory starts from is in the state, so that another start can be given."""
+    state_layout: ClassVar[str] = ""
+    """How numbers lie in a state, named anew whenever that changes. It is part of `weights_hash`: a
+    stored state of another layout is another model's."""
     rounds_rows_alike: ClassVar[bool] = True
     """Whether, on a CPU, a batch that once gave a row the bits it gets alone always does."""
 

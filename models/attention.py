@@ -16,6 +16,7 @@ from torch import Tensor
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
 """Queries that go through attention together, if a read has so many."""
+_SHORT = 64  # rows of a shared state may together read so many tokens, or a window, uncopied
 
 
 class Rotation(NamedTuple):
@@ -48,6 +49,26 @@ def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     first, second = x_BTHK.to(cos.dtype).chunk(2, -1)
     turned = torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
     return turned.to(x_BTHK.dtype)
+
+
+def attend_window(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    window: int,
+    num_before: Sequence[int],
+    *,
+    shared: int,
+) -> Tensor:
+    """`window_attention` where each `shared` rows that follow one another have the same earlier
+    tokens: short reads then see them once for all these rows."""
+    num_tokens = q_BHTK.shape[2]
+    if shared == 1 or shared * num_tokens > max(window, _SHORT):
+        return window_attention(q_BHTK, k_BHSK, v_BHSK, window, num_before)
+    keep = window - 1
+    before_k, before_v = (x[::shared, :, :keep] for x in (k_BHSK, v_BHSK))
+    own_k, own_v = (x[:, :, keep:] for x in (k_BHSK, v_BHSK))
+    return shared_window_attention(q_BHTK, (before_k, before_v), own_k, own_v, num_before[::shared])
 
 
 def window_attention(

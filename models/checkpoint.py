@@ -131,8 +131,9 @@ def save_shards(
 
 
 def weights_hash(model: FastWeightModel) -> str:
-    """sha256 over names, shapes, dtypes and bytes of all weights, in the order of the names."""
-    digest = hashlib.sha256()
+    """sha256 over names, shapes, dtypes and bytes of all weights, in the order of the names; and
+    over the name of the layout of states, if it has one."""
+    digest = hashlib.sha256(model.state_layout.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -2,8 +2,9 @@
 
 A chunk of tokens is first read with the fast weights as they are, then they take a step on it.
 The published code re-reads the whole prefix for every token; here a state holds what a step still
-needs, so a document can be left and entered at any token. Keys stay in the state as attention has
-turned them: a step, once a chunk, turns them back.
+needs, so a document can be left and entered at any token. The last tokens stay in rings, in which
+decoding writes one token and moves none; keys as attention has turned them: a step, once a chunk,
+turns them back.
 Shapes: B = batch, P = state rows (P divides B), T = tokens, D = model width, C = tokens of a chunk,
 H = fast heads, K = width of a head, R = rates of a token (3 H, and H more with momentum).
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -20,65 +20,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imprint.models.architecture import FastWeightModel, LayerState, Mixer, Read
-from imprint.models.attention import (
-    LARGEST_BLOCK,
-    Rotation,
-    rotate,
-    shared_window_attention,
-    window_attention,
-)
+from imprint.models.attention import LARGEST_BLOCK, Rotation, attend_window, rotate
 from imprint.models.kernels.lact import (
     FastWeights,
     read_fast_weights,
-    step_fast_weights,
     unit_norm,
 )
+from imprint.models.kernels.lact_step import StepRows, attend_ring, read_rows
 from imprint.models.lact_chunks import (
+    LactPlan,
+    LactStepPlan,
     Memory,
-    Round,
+    closing_chunks,
     faded_memory,
-    follow,
     join_rounds,
     plan_rounds,
     spread,
     spread_memory,
-    tails,
 )
 from imprint.models.lact_config import LactConfig
-from imprint.models.layers import RMSNorm, in_whole_vectors
+from imprint.models.layers import LowRankFastWeight, RMSNorm, in_whole_vectors
 from imprint.models.lora import DeltaLinear, FusedDeltaLinear, LoraDelta
+from imprint.models.ring import last_tokens, roll_up, rolling_up, unroll, unrolling
 
 _BASE_RATE = math.log(math.expm1(1e-3))  # softplus of it is the learning rate of a zero projection
 _NORM_EPS = 1e-5  # of the norms inside the mixer, whatever config.norm_eps says
-_SHORT = 64  # rows of a shared state may together read so many tokens, or a window, uncopied
-
-
-class LowRankFastWeight(nn.Module):
-    """left @ right + I / 2 for each head: what the fast weights start from."""
-
-    def __init__(self, heads: int, inner: int, width: int, rank: int) -> None:
-        super().__init__()
-        self.w_left = nn.Parameter(torch.empty(heads, inner, rank))
-        self.w_right = nn.Parameter(torch.empty(heads, rank, width))
-
-    def forward(self) -> Tensor:
-        """The matrices [H, E, K], in float32 at least."""
-        dtype = torch.promote_types(self.w_left.dtype, torch.float32)
-        product = self.w_left.to(dtype) @ self.w_right.to(dtype)
-        return product + 0.5 * torch.eye(*product.shape[1:], dtype=dtype, device=product.device)
-
-
-@dataclass(frozen=True, slots=True)
-class LactPlan:
-    """What a read is in every layer."""
-
-    positions: Sequence[int]
-    """How many tokens each row has read before."""
-    rounds: Sequence[Round]
-    rotation: Rotation
-    """Of every token's place in its document."""
-    new_positions: Tensor
-    """How many tokens the rows of the new state have read."""
 
 
 class LactMixer(Mixer):
@@ -124,7 +90,7 @@ class LactMixer(Mixer):
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "window_k": ((cfg.kept_tokens, cfg.hidden_size), dtype),
             "window_v": ((cfg.kept_tokens, cfg.hidden_size), dtype),
-            "rates": ((cfg.lact_chunk_size - 1, num_rates), wide),
+            "rates": ((cfg.kept_tokens, num_rates), wide),
         }
         for kind in ("fast", "momentum") if cfg.use_momentum else ("fast",):
             shapes[f"{kind}_w0"] = shapes[f"{kind}_w2"] = ((heads, inner, width), wide)
@@ -147,15 +113,27 @@ class LactMixer(Mixer):
         lengths = [num_tokens] * batch if read.lengths_B is None else read.lengths_B.tolist()
         positions = position_B.tolist()
         places_BT = position_B.unsqueeze(1) + torch.arange(num_tokens, device=position_B.device)
-        num_read: Tensor | int = num_tokens if read.lengths_B is None else read.lengths_B
-        if read.stops is not None:
-            num_read = torch.tensor(read.stops, device=position_B.device)
         rounds = plan_rounds(positions, lengths, self.config.lact_chunk_size)
-        return LactPlan(positions, rounds, self._rotation(places_BT), position_B + num_read)
+        num_read = lengths if read.stops is None else list(read.stops)
+        before = positions if read.stops is None else positions * len(num_read)
+        ends = [place + num for place, num in zip(before, num_read, strict=True)]
+        kept, device = self.config.kept_tokens, position_B.device
+        parting = any(part.closing for part in rounds)
+        return LactPlan(
+            positions,
+            rounds,
+            self._rotation(places_BT),
+            unrolling(positions if parting else state["position"].tolist(), kept, device),
+            rolling_up(num_read, ends, kept, device),
+            torch.tensor(ends, device=device),
+        )
 
-    def plan_step(self, pool: LayerState, rows_B: Tensor | None) -> LactPlan:
-        position_B = pool["position"] if rows_B is None else pool["position"][rows_B]
-        return self.plan({"position": position_B}, (len(position_B), 1), Read())
+    def plan_step(self, pool: LayerState, rows_B: Tensor | None) -> LactStepPlan:
+        """Waits for the device, as `plan` does."""
+        at = StepRows.of(pool["position"], rows_B, self.config.kept_tokens)
+        size = self.config.lact_chunk_size
+        closing = [row for row, place in enumerate(at.places) if (place + 1) % size == 0]
+        return LactStepPlan(at, self._rotation(at.places_B.unsqueeze(1)), closing)
 
     def forward(
         self,
@@ -164,33 +142,26 @@ class LactMixer(Mixer):
         delta: LoraDelta | None,
         read: Read,
     ) -> tuple[Tensor, LayerState]:
-        cfg = self.config
         batch, num_tokens, _ = x_BTD.shape
         plan: LactPlan = read.plan or self.plan(state, (batch, num_tokens), read)
         if any(part.closing for part in plan.rounds):  # these rows part ways
             state = {name: spread(tensor, batch) for name, tensor in state.items()}
-        q_BTD, k_BTD, v_BTD = self.qkv(x_BTD, delta).chunk(3, -1)
-        if cfg.attn_qk_norm:
-            q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
-        rates_BTR = self._rates(x_BTD, delta)
+        q_BTD, k_BTD, v_BTD, rates_BTR = self._project(x_BTD, delta)
         if read.writes is not None:
-            read.writes.append(rates_BTR[..., : 3 * cfg.num_lact_heads].detach().float().mean(-1))
+            num_rates = 3 * self.config.num_lact_heads
+            read.writes.append(rates_BTR[..., :num_rates].detach().float().mean(-1))
         with torch.autocast(x_BTD.device.type, enabled=False):
             turned_k_BTD = self._turn(k_BTD, plan.rotation)
             new = {"window_k": turned_k_BTD, "window_v": v_BTD, "rates": rates_BTR}
-            joined = {name: follow(state[name], tensor) for name, tensor in new.items()}
+            shared = batch // state["position"].shape[0]
+            turn = plan.unrolling
+            joined = {name: unroll(state[name], tensor, turn) for name, tensor in new.items()}
             turned_q_BTD = self._turn(q_BTD, plan.rotation)
-            seen_BTD = self._attend(turned_q_BTD, state, joined, plan.positions)
+            seen_BTD = self._attend(turned_q_BTD, shared, joined, plan.positions)
             q_BHTK = self._fast(q_BTD, 0, plan.rotation)
             o_BHTK, memories = self._remember(q_BHTK, state, joined, plan)
-            o_BTHK = self.ttt_norm(o_BHTK.transpose(1, 2))
-        if cfg.learnable_ttt_scale:
-            o_BTHK = o_BTHK * F.silu(self.ttt_scale_proj(x_BTD, delta)).unsqueeze(-1)
-        mixed_BTD = (seen_BTD + o_BTHK.flatten(-2)).to(x_BTD.dtype)
-        new_state = {
-            name: tails(tensor, num_tokens, read.lengths_B, read.stops)
-            for name, tensor in joined.items()
-        }
+        rows, turn = len(plan.new_positions), plan.rolling_up
+        new_state = {name: roll_up(tensor, rows, turn) for name, tensor in joined.items()}
         new_state["position"] = plan.new_positions.clone()  # every layer's own
         if read.stops is None:
             new_state |= spread_memory(memories[-1:], batch)
@@ -198,7 +169,40 @@ class LactMixer(Mixer):
             ends = [part.ends[0] for part in plan.rounds if part.closing]
             at_stops = [memories[sum(end <= stop for end in ends)] for stop in read.stops]
             new_state |= spread_memory(at_stops, len(read.stops))
-        return self.o_proj(mixed_BTD, delta), new_state
+        return self._mixed(x_BTD, seen_BTD, o_BHTK, delta), new_state
+
+    def step_(
+        self,
+        x_BD: Tensor,
+        pool: LayerState,
+        rows_B: Tensor | None,
+        delta: LoraDelta | None,
+        plan: LactStepPlan | None = None,
+    ) -> Tensor:
+        plan = plan or self.plan_step(pool, rows_B)
+        cfg, at, x_B1D = self.config, plan.at, x_BD.unsqueeze(1)
+        q_B1D, k_B1D, v_B1D, rates_B1R = self._project(x_B1D, delta)
+        with torch.autocast(x_BD.device.type, enabled=False):
+            at.put(pool["window_k"], self._turn(k_B1D, plan.rotation)[:, 0])
+            at.put(pool["window_v"], v_B1D[:, 0])
+            at.put(pool["rates"], rates_B1R[:, 0])
+            q_B1HK = torch.unflatten(self._turn(q_B1D, plan.rotation), -1, (cfg.num_attn_heads, -1))
+            seen_BHK = attend_ring(
+                q_B1HK[:, 0], pool["window_k"], pool["window_v"], cfg.window_size, at
+            )
+            chunk = cfg.lact_chunk_size
+            all_stepped = min(at.places) >= chunk
+            initial = None if all_stepped and not plan.closing else self.initial_weights()
+            memory = Memory.from_state(pool, ())
+            start = None if all_stepped else initial
+            q_BHK = self._fast(q_B1D, 0, plan.rotation)[:, :, 0]
+            o_BHK = read_rows(memory.weights, start, chunk, q_BHK, at)
+            if plan.closing:
+                assert initial is not None
+                self._step_rows(pool, initial, plan)
+        pool["position"].index_add_(0, at.rows_B, torch.ones_like(at.places_B))
+        seen_B1D = seen_BHK.flatten(1).unsqueeze(1)
+        return self._mixed(x_B1D, seen_B1D, o_BHK.unsqueeze(2), delta)[:, 0]
 
     def initial_weights(self) -> FastWeights:
         """The fast weights of a document's start, one row, in float32 at least."""
@@ -207,6 +211,24 @@ class LactMixer(Mixer):
             w() if isinstance(w, LowRankFastWeight) else w for w in (self.w0, self.w1, self.w2)
         )
         return FastWeights(*(w.to(dtype).unsqueeze(0) for w in starts))
+
+    def _project(self, x_BTD: Tensor, delta: LoraDelta | None) -> tuple[Tensor, ...]:
+        """Queries, keys, values [B, T, D] and rates [B, T, R]."""
+        q_BTD, k_BTD, v_BTD = self.qkv(x_BTD, delta).chunk(3, -1)
+        if self.config.attn_qk_norm:
+            q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
+        return q_BTD, k_BTD, v_BTD, self._rates(x_BTD, delta)
+
+    def _mixed(
+        self, x_BTD: Tensor, seen_BTD: Tensor, o_BHTK: Tensor, delta: LoraDelta | None
+    ) -> Tensor:
+        """What the window and the fast weights say together: [B, T, D]."""
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            o_BTHK = self.ttt_norm(o_BHTK.transpose(1, 2))
+        if self.config.learnable_ttt_scale:
+            o_BTHK = o_BTHK * F.silu(self.ttt_scale_proj(x_BTD, delta)).unsqueeze(-1)
+        mixed_BTD: Tensor = self.o_proj((seen_BTD + o_BTHK.flatten(-2)).to(x_BTD.dtype), delta)
+        return mixed_BTD
 
     def _rates(self, x_BTD: Tensor, delta: LoraDelta | None) -> Tensor:
         """Learning rates of W0, W1, W2, head by head, then how much momentum stays: [B, T, R]."""
@@ -228,37 +250,23 @@ class LactMixer(Mixer):
         return rotate(x_BTHK, rotation).flatten(-2)
 
     def _attend(
-        self,
-        q_BTD: Tensor,
-        state: LayerState,
-        joined: dict[str, Tensor],
-        positions: Sequence[int],
+        self, q_BTD: Tensor, shared: int, joined: dict[str, Tensor], positions: Sequence[int]
     ) -> Tensor:
-        """Window attention of turned queries: [B, T, D]."""
+        """Window attention of turned queries, `shared` rows to a state: [B, T, D]."""
         cfg = self.config
-        batch, num_tokens, _ = q_BTD.shape
-        num_rows = state["position"].shape[0]
         surplus = cfg.kept_tokens - (cfg.window_size - 1)
-
-        def heads(x_BSD: Tensor) -> Tensor:
-            return torch.unflatten(x_BSD, -1, (cfg.num_attn_heads, -1)).transpose(1, 2)
-
-        k_BHSK, v_BHSK = (heads(joined[name]) for name in ("window_k", "window_v"))
-        q_BHTK = heads(q_BTD).to(k_BHSK.dtype)
-        if num_rows < batch and batch // num_rows * num_tokens <= max(cfg.window_size, _SHORT):
-            before_k, before_v = (
-                heads(state[name][:, surplus:]) for name in ("window_k", "window_v")
-            )
-            o_BHTK = shared_window_attention(
-                q_BHTK,
-                (before_k, before_v),
-                k_BHSK[:, :, cfg.kept_tokens :],
-                v_BHSK[:, :, cfg.kept_tokens :],
-                positions[:: batch // num_rows],
-            )
-        else:
-            k_BHSK, v_BHSK = k_BHSK[:, :, surplus:], v_BHSK[:, :, surplus:]
-            o_BHTK = window_attention(q_BHTK, k_BHSK, v_BHSK, cfg.window_size, positions)
+        k_BHSK, v_BHSK, q_BHTK = (
+            torch.unflatten(x, -1, (cfg.num_attn_heads, -1)).transpose(1, 2)
+            for x in (joined["window_k"], joined["window_v"], q_BTD)
+        )
+        o_BHTK = attend_window(
+            q_BHTK.to(k_BHSK.dtype),
+            k_BHSK[:, :, surplus:],
+            v_BHSK[:, :, surplus:],
+            cfg.window_size,
+            positions,
+            shared=shared,
+        )
         return o_BHTK.transpose(1, 2).flatten(-2)
 
     def _fast(self, x_BTD: Tensor, column: int, rotation: Rotation) -> Tensor:
@@ -280,66 +288,54 @@ class LactMixer(Mixer):
         plan: LactPlan,
     ) -> tuple[Tensor, list[Memory]]:
         """What the fast weights say, [B, H, T, K]; the memory before, and after every step."""
-        initial = self.initial_weights()
-        num_rows = state["position"].shape[0]
+        initial, size = self.initial_weights(), self.config.lact_chunk_size
+        num_rows, num_tokens = state["position"].shape[0], q_BHTK.shape[2]
         before = plan.positions[:: len(plan.positions) // num_rows]
-        stepped = [position >= self.config.lact_chunk_size for position in before]
+        stepped = [position >= size for position in before]
         memory = Memory.from_state(state, stepped)
         memories, outs = [memory], []
         for part in plan.rounds:
             asked = q_BHTK[:, :, part.first : part.last]
             outs.append(read_fast_weights(memory.effective(initial), asked))
             if part.closing:
-                memory = self._step(memory, initial, joined, part, plan.positions)
+                firsts, chunks = closing_chunks(joined, num_tokens, part, plan.positions, size)
+                moving = self._stepped(memory.select(part.closing), initial, chunks, firsts)
+                memory = memory.replace(part.closing, moving)
                 memories.append(memory)
-        return join_rounds(outs, plan.rounds, q_BHTK.shape[2]), memories
+        return join_rounds(outs, plan.rounds, num_tokens), memories
 
-    def _step(
+    def _step_rows(self, pool: LayerState, initial: FastWeights, plan: LactStepPlan) -> None:
+        """Steps in place of the rows whose chunk is complete."""
+        size = self.config.lact_chunk_size
+        rows = [plan.at.rows[i] for i in plan.closing]
+        ends = [plan.at.places[i] + 1 for i in plan.closing]
+        chunks = {
+            name: last_tokens(pool[name], rows, ends, size)
+            for name in ("window_k", "window_v", "rates")
+        }
+        index = torch.tensor(rows, device=pool["position"].device)
+        fast = {name: w[index] for name, w in pool.items() if name not in (*chunks, "position")}
+        memory = Memory.from_state(fast, [end > size for end in ends])
+        stepped = self._stepped(memory, initial, chunks, [end - size for end in ends])
+        for name, tensor in stepped.to_state().items():
+            pool[name].index_copy_(0, index, tensor)
+
+    def _stepped(
         self,
         memory: Memory,
         initial: FastWeights,
-        joined: dict[str, Tensor],
-        part: Round,
-        positions: Sequence[int],
+        chunks: dict[str, Tensor],
+        firsts: Sequence[int],
     ) -> Memory:
-        """The memory after the rows of `part.closing` have taken a step on their chunk."""
+        """The memory after its rows have taken a step on chunks that begin at these places."""
         cfg = self.config
-        size, rows = cfg.lact_chunk_size, list(part.closing)
-        ends = [part.ends[row] for row in rows]
-
-        def chunk(name: str, kept: int) -> Tensor:
-            starts = torch.tensor([kept + end - size for end in ends])
-            index = (starts.unsqueeze(1) + torch.arange(size)).to(joined[name].device)
-            if len(rows) == len(positions) and len(set(ends)) == 1:
-                return joined[name][:, int(starts[0]) : int(starts[0]) + size]
-            return joined[name][torch.tensor(rows, device=index.device).unsqueeze(1), index]
-
-        k_BCD, v_BCD = (chunk(name, cfg.kept_tokens) for name in ("window_k", "window_v"))
-        rates_BCR = chunk("rates", size - 1)
-        first = torch.tensor([positions[r] + e - size for r, e in zip(rows, ends, strict=True)])
-        places_BC = first.unsqueeze(1) + torch.arange(size)
-        rotation = self._rotation(places_BC.to(k_BCD.device))
-        k_BHCK = self._fast(self._turn(k_BCD, rotation.back()), 1, rotation)
-        v_BCD = v_BCD.to(k_BHCK.dtype)
-        if cfg.qkv_silu and not cfg.no_v_silu:
-            v_BCD = F.silu(v_BCD)
-        heads = cfg.num_lact_heads
-        rates_BHC3 = torch.unflatten(rates_BCR[..., : 3 * heads], -1, (heads, 3)).transpose(1, 2)
-        decay_BHC = rates_BCR[..., 3 * heads :].transpose(1, 2) if cfg.use_momentum else None
+        places_BC = torch.tensor(firsts).unsqueeze(1) + torch.arange(cfg.lact_chunk_size)
+        rotation = self._rotation(places_BC.to(chunks["rates"].device))
+        k_BHCK = self._fast(self._turn(chunks["window_k"], rotation.back()), 1, rotation)
         rounded = cfg.muon_bfloat16 or self.qkv.weight.dtype == torch.bfloat16
         muon_dtype = torch.bfloat16 if rounded else k_BHCK.dtype
-        moving = memory.select(rows)
-        weights, momentum = step_fast_weights(
-            moving.effective(initial),
-            moving.momentum,
-            k_BHCK,
-            torch.unflatten(v_BCD, -1, (heads, -1)).transpose(1, 2),
-            rates_BHC3,
-            decay_BHC,
-            initial.row_norms(),
-            muon_dtype=muon_dtype if cfg.use_muon else None,
-        )
-        return memory.replace(rows, weights, momentum)
+        values_BCD, rates_BCR = chunks["window_v"], chunks["rates"]
+        return memory.after_chunk(k_BHCK, values_BCD, rates_BCR, initial, cfg, muon_dtype)
 
     def reset_parameter(self, name: str, parameter: nn.Parameter, draw: torch.Generator) -> bool:
         """As the published code starts: fast weights by their widths, scales one, biases zero."""
@@ -366,6 +362,7 @@ class LaCT(FastWeightModel):
     """Window attention and fast weights in every layer."""
 
     starts_from_state: ClassVar[bool] = False  # until its first step it reads its own weights
+    state_layout: ClassVar[str] = "rings"
     rounds_rows_alike: ClassVar[bool] = False  # rows are grouped by where they are in their chunks
 
     def __init__(self, config: LactConfig) -> None:

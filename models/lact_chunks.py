@@ -1,12 +1,13 @@
 """Rows at different places of their chunks: which tokens are read with which fast weights.
 
 Plans with plain numbers; holds the fast weights of a batch while its rows step at different times.
-Shapes: B = batch, T = tokens, H = heads, K = width of a head, L = tokens kept, D = width.
+Shapes: B = batch, T = tokens, D = model width, C = tokens of a chunk, H = heads, K = width of a
+head, R = rates of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,7 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imprint.models.architecture import LayerState
-from imprint.models.kernels.lact import FastWeights
+from imprint.models.attention import Rotation
+from imprint.models.kernels.lact import FastWeights, step_fast_weights
+from imprint.models.kernels.lact_step import StepRows
+from imprint.models.lact_config import LactConfig
+from imprint.models.ring import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,33 @@ def join_rounds(outs: Sequence[Tensor], rounds: Sequence[Round], num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
+class LactPlan:
+    """What a read is in every layer."""
+
+    positions: Sequence[int]
+    """How many tokens each row has read before."""
+    rounds: Sequence[Round]
+    rotation: Rotation
+    """Of every token's place in its document."""
+    unrolling: Turn
+    """Of what the rows have read before."""
+    rolling_up: Turn
+    """Of what the rows of the new state have read."""
+    new_positions: Tensor
+    """How many tokens they have read."""
+
+
+@dataclass(frozen=True, slots=True)
+class LactStepPlan:
+    """What a step in place is in every layer."""
+
+    at: StepRows
+    rotation: Rotation
+    closing: Sequence[int]
+    """Rows of the batch whose chunk is complete with this token."""
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """The fast weights of a batch and, if there is one, their momentum."""
 
@@ -127,22 +159,70 @@ class Memory:
         momentum = None if self.momentum is None else pick(self.momentum)
         return Memory(pick(self.weights), momentum, tuple(self.stepped[row] for row in rows))
 
-    def replace(
-        self, rows: Sequence[int], weights: FastWeights, momentum: FastWeights | None
-    ) -> Memory:
-        """The memory after the given rows, ascending, have stepped to what is given."""
-        stepped = tuple(old or row in rows for row, old in enumerate(self.stepped))
+    def replace(self, rows: Sequence[int], moved: Memory) -> Memory:
+        """The memory after the given rows, ascending, have moved to what is given."""
         if len(rows) == len(self.stepped):
-            return Memory(weights, momentum, stepped)
+            return moved
+        stepped = tuple(old or row in rows for row, old in enumerate(self.stepped))
         index = torch.tensor(rows, device=self.weights.w0.device)
 
         def put(old: FastWeights, new: FastWeights) -> FastWeights:
             pairs = zip(old, new, strict=True)
             return FastWeights(*(o.index_copy(0, index, n.to(o.dtype)) for o, n in pairs))
 
-        if self.momentum is not None and momentum is not None:
-            momentum = put(self.momentum, momentum)
-        return Memory(put(self.weights, weights), momentum, stepped)
+        momentum = self.momentum
+        if momentum is not None and moved.momentum is not None:
+            momentum = put(momentum, moved.momentum)
+        return Memory(put(self.weights, moved.weights), momentum, stepped)
+
+    def after_chunk(
+        self,
+        k_BHCK: Tensor,
+        v_BCD: Tensor,
+        rates_BCR: Tensor,
+        initial: FastWeights,
+        config: LactConfig,
+        muon_dtype: torch.dtype,
+    ) -> Self:
+        """The memory after all its rows have taken a step on a chunk each."""
+        heads = config.num_lact_heads
+        v_BCD = v_BCD.to(k_BHCK.dtype)
+        if config.qkv_silu and not config.no_v_silu:
+            v_BCD = F.silu(v_BCD)
+        rates_BHC3 = torch.unflatten(rates_BCR[..., : 3 * heads], -1, (heads, 3)).transpose(1, 2)
+        decay_BHC = rates_BCR[..., 3 * heads :].transpose(1, 2) if config.use_momentum else None
+        weights, momentum = step_fast_weights(
+            self.effective(initial),
+            self.momentum,
+            k_BHCK,
+            torch.unflatten(v_BCD, -1, (heads, -1)).transpose(1, 2),
+            rates_BHC3,
+            decay_BHC,
+            initial.row_norms(),
+            muon_dtype=muon_dtype if config.use_muon else None,
+        )
+        return type(self)(weights, momentum, (True,) * len(k_BHCK))
+
+
+def closing_chunks(
+    joined: Mapping[str, Tensor], num_new: int, part: Round, positions: Sequence[int], size: int
+) -> tuple[list[int], dict[str, Tensor]]:
+    """Of the rows of `part.closing` where their chunk begins, and its tokens [B, C, ...].
+
+    `joined` has earlier tokens, and then `num_new` ones that begin at `positions`.
+    """
+    rows = list(part.closing)
+    ends = [part.ends[row] for row in rows]
+    chunks = {}
+    for name, tensor in joined.items():
+        first = tensor.shape[1] - num_new - size
+        if len(rows) == len(positions) and len(set(ends)) == 1:
+            chunks[name] = tensor[:, first + ends[0] : first + ends[0] + size]
+            continue
+        token_BC = torch.tensor(ends).unsqueeze(1) + torch.arange(first, first + size)
+        row_B1 = torch.tensor(rows, device=tensor.device).unsqueeze(1)
+        chunks[name] = tensor[row_B1, token_BC.to(tensor.device)]
+    return [positions[row] + part.ends[row] - size for row in rows], chunks
 
 
 def spread(tensor: Tensor, batch: int) -> Tensor:
@@ -162,30 +242,6 @@ def spread_memory(memories: Sequence[Memory], batch: int) -> LayerState:
         return {name: spread(tensor, batch) for name, tensor in first.items()}
     states = [memory.to_state() for memory in memories]
     return {name: torch.cat([state[name] for state in states]) for name in first}
-
-
-def follow(before_PLD: Tensor, new_BTD: Tensor) -> Tensor:
-    """Earlier tokens, a row of them for B / P rows in order, then new ones: [B, L + T, D]."""
-    rows = before_PLD.shape[0]
-    before = before_PLD.unsqueeze(1).expand(-1, new_BTD.shape[0] // rows, -1, -1)
-    new = torch.unflatten(new_BTD, 0, (rows, -1)).to(before.dtype)
-    return torch.cat((before, new), 2).flatten(0, 1)
-
-
-def tails(
-    joined_BSD: Tensor, num_tokens: int, lengths_B: Tensor | None, stops: Sequence[int] | None
-) -> Tensor:
-    """The L rows before each row's end, of L earlier tokens and T new ones: [B, L, D].
-
-    With `stops` (one row only) those before each stop, a row each.
-    """
-    keep = joined_BSD.shape[1] - num_tokens
-    if stops is not None:
-        return torch.cat([joined_BSD[:, stop : stop + keep] for stop in stops])
-    if lengths_B is None:
-        return joined_BSD[:, num_tokens:]
-    index = lengths_B.view(-1, 1) + torch.arange(keep, device=joined_BSD.device)
-    return joined_BSD.gather(1, index.unsqueeze(-1).expand(-1, -1, joined_BSD.shape[-1]))
 
 
 def faded_memory(

@@ -94,8 +94,8 @@ class LactConfig(ModelConfig):
 
     @property
     def kept_tokens(self) -> int:
-        """Tokens whose keys and values a state keeps: for the window, and for a partial chunk."""
-        return max(self.window_size, self.lact_chunk_size) - 1
+        """Tokens whose keys and values a state keeps: for the window, and for a chunk."""
+        return max(self.window_size, self.lact_chunk_size)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:

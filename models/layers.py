@@ -115,3 +115,18 @@ class SwiGLU(nn.Module):
             F.silu(self.gate_proj(x_BTD, delta)) * self.up_proj(x_BTD, delta), delta
         )
         return out
+
+
+class LowRankFastWeight(nn.Module):
+    """left @ right + I / 2 for each head: what the fast weights start from."""
+
+    def __init__(self, heads: int, inner: int, width: int, rank: int) -> None:
+        super().__init__()
+        self.w_left = nn.Parameter(torch.empty(heads, inner, rank))
+        self.w_right = nn.Parameter(torch.empty(heads, rank, width))
+
+    def forward(self) -> Tensor:
+        """The matrices [H, E, K], in float32 at least."""
+        dtype = torch.promote_types(self.w_left.dtype, torch.float32)
+        product = self.w_left.to(dtype) @ self.w_right.to(dtype)
+        return product + 0.5 * torch.eye(*product.shape[1:], dtype=dtype, device=product.device)

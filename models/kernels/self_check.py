@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imprint.models.kernels.lact import FastWeights
+from imprint.models.kernels.lact_step import StepRows, plain_attend_ring, plain_read_rows
 from imprint.models.kernels.lora import lora_add, lora_add_triton
 from imprint.models.kernels.vocabulary import (
     plain_token_logprobs,
@@ -70,6 +72,31 @@ def errors_by_kernel(device: torch.device, dtype: torch.dtype) -> dict[str, floa
     found_T = triton_token_entropies(hidden_TD.detach(), weight_VD.detach())
     exact_T = token_entropy(hidden_TD.detach().double() @ weight_VD.detach().double().mT)
     errors["entropies"] = _distance(found_T, exact_T)
+    return errors | _errors_of_lact_step(normal, device)
+
+
+def _errors_of_lact_step(normal: Callable[..., Tensor], device: torch.device) -> dict[str, float]:
+    """A ring that has gone round, one that has not, and fast weights that have stepped or not."""
+    from imprint.models.kernels import triton_lact_step
+
+    rows_B = torch.tensor([1, 2], device=device)
+    at = StepRows.of(torch.tensor([0, 150, 40], device=device), rows_B, 70)
+    q_BHK, k_NLD, v_NLD = normal(2, 3, 20).detach(), normal(3, 70, 60), normal(3, 70, 60)
+    rings = k_NLD.detach(), v_NLD.detach()
+    seen_BHK = triton_lact_step.attend_ring(q_BHK, *rings, 60, at)
+    exact_BHK = plain_attend_ring(q_BHK.double(), rings[0].double(), rings[1].double(), 60, at)
+    errors = {"attention of a decoded token": _distance(seen_BHK, exact_BHK)}
+
+    def weights(rows: int) -> FastWeights:
+        shapes = (rows, 3, 130, 20), (rows, 3, 20, 130), (rows, 3, 130, 20)
+        return FastWeights(*(normal(*shape, like=torch.float32).detach() for shape in shapes))
+
+    own, start = weights(3), weights(1)
+    q_BHK = q_BHK.float()
+    said_BHK = triton_lact_step.read_rows(own, start, 100, q_BHK, at)
+    wide_own, wide_start = (FastWeights(*(w.double() for w in each)) for each in (own, start))
+    exact_BHK = plain_read_rows(wide_own, wide_start, 100, q_BHK.double(), at)
+    errors["fast weights of a decoded token"] = _distance(said_BHK, exact_BHK)
     return errors
 
 

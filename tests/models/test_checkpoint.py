@@ -53,6 +53,14 @@ def test_save_and_load_give_the_same_model(tiny_model: DeltaNet, tmp_path: Path)
     assert weights_hash(loaded) == weights_hash(tiny_model)
 
 
+def test_states_of_another_layout_are_of_another_model(
+    tiny_model: DeltaNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = weights_hash(tiny_model)
+    monkeypatch.setattr(DeltaNet, "state_layout", "turned")
+    assert weights_hash(tiny_model) != before
+
+
 def test_missing_tensor_is_named(folder: Path) -> None:
     tensors = read(folder)
     del tensors[NAME]

@@ -11,6 +11,8 @@ from torch import Tensor
 from imprint.models.config import DeltaNetConfig
 from imprint.models.deltanet import DeltaNet
 from imprint.models.kernels import uses_triton
+from imprint.models.lact import LaCT
+from imprint.models.lact_config import LactConfig
 from imprint.models.lora import DeltaLinear, FusedDeltaLinear, LoraDelta
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0], [5, 3, 5, 8, 0], [9, 0, 0, 0, 0]])
@@ -67,6 +69,35 @@ def test_model_with_deltas(
     assert not uses_triton(model.device)
     for a, b in zip(found, everything(), strict=True):
         assert float((a - b).detach().norm() / b.detach().norm()) < 1e-4
+
+
+def test_lact_decodes_in_place(triton_kernels: pytest.MonkeyPatch, kernel_device: str) -> None:
+    config = LactConfig(
+        vocab_size=11,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attn_heads=2,
+        num_lact_heads=1,
+        lact_chunk_size=4,
+        window_size=3,
+        initializer_range=0.3,
+    )
+    model = LaCT(config)
+    model.reset_parameters(0)
+    model.to(kernel_device).eval().requires_grad_(False)
+    tokens_BT, lengths_B = TOKENS.to(kernel_device), LENGTHS.to(kernel_device)
+    rows_B = torch.tensor([3, 0], device=kernel_device)
+    results = []
+    for choice in ("triton", "reference"):
+        triton_kernels.setenv("IMPRINT_KERNELS", choice)
+        uses_triton.cache_clear()
+        assert uses_triton(model.device) == (choice == "triton")
+        with torch.no_grad():
+            _, pool = model(tokens_BT, lengths_B=lengths_B)
+        steps = [model.step_(tokens_BT[:2, t], pool, rows_B) for t in range(4)]
+        results.append([*steps, *(t.double() for t in pool.tensors())])
+    for a, b in zip(*results, strict=True):
+        assert float((a - b).norm()) <= 1e-4 * float(b.norm())
 
 
 def test_projections_that_are_stored_as_one(

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from imprint.models.generate import decode, generate_greedy, prefill
-from imprint.models.lact import LaCT, LactMixer, LactPlan
+from imprint.models.lact import LaCT, LactMixer
+from imprint.models.lact_chunks import LactPlan, LactStepPlan
 from imprint.models.lact_config import LactConfig
 from imprint.models.lora import LoraDelta
 from imprint.models.state import RecurrentState
@@ -215,18 +216,25 @@ def test_steps_in_place_equal_decoding_across_the_ends_of_chunks(
 def test_where_rows_are_is_asked_once_for_all_layers(
     lact: LaCT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans: list[LactPlan] = []
-    plan = LactMixer.plan
+    places: list[Sequence[int]] = []
+    plan, plan_step = LactMixer.plan, LactMixer.plan_step
 
     def counted(self: LactMixer, *args: Any) -> LactPlan:
-        plans.append(plan(self, *args))
-        return plans[-1]
+        planned = plan(self, *args)
+        places.append(planned.positions)
+        return planned
+
+    def counted_step(self: LactMixer, *args: Any) -> LactStepPlan:
+        planned = plan_step(self, *args)
+        places.append(planned.at.places)
+        return planned
 
     monkeypatch.setattr(LactMixer, "plan", counted)
+    monkeypatch.setattr(LactMixer, "plan_step", counted_step)
     with torch.no_grad():
         _, pool = lact(tokens(3, 12), lengths_B=torch.tensor([5, 12, 1]))
     lact.step_(torch.tensor([1, 2]), pool, torch.tensor([2, 0]))
-    assert [list(plan.positions) for plan in plans] == [[0, 0, 0], [1, 5]]
+    assert places == [[0, 0, 0], [1, 5]]
     assert lact.config.num_hidden_layers == 2
 
 
@@ -364,5 +372,5 @@ def test_parameters_of_the_public_config() -> None:
         "ttt_scale_proj.bias", "ttt_norm.weight", "momentum_proj.0.weight", "momentum_proj.0.bias",
     }  # fmt: skip
     fast_weights = 3 * 4 * 384 * 384
-    window = 2 * 2047 * 1536 + 2047 * 16
+    window = 2048 * (2 * 1536 + 16)
     assert state.nbytes == 24 * (4 * (2 * fast_weights + window) + 8)
