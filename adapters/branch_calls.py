@@ -28,7 +28,7 @@ from imprint.adapters.calls import (
 )
 from imprint.adapters.config import RefineConfig
 from imprint.adapters.loss import policy_losses
-from imprint.adapters.rollout import Cues, Rollouts, roll_out, sequence_hidden
+from imprint.adapters.rollout import Cues, Rollouts, cued_hidden, roll_out
 from imprint.models import FastWeightModel, LoraDelta, RecurrentState
 
 
@@ -175,8 +175,9 @@ class Learn(Call[Learned]):
         # leaves of its own: an attempt that fails leaves no part of a gradient behind
         delta = branches.delta.detach().requires_grad_()
         sequences = torch.cat([call._sequences() for call in calls])
-        start = branches.cues.read(branches.model, branches.state, delta)
-        hidden_RSKD = sequence_hidden(branches.model, start, sequences, delta=delta)
+        hidden_RSKD = cued_hidden(
+            branches.model, branches.cues, branches.state, sequences, delta=delta
+        )
         parts = torch.split(hidden_RSKD, len(self.truth_RK))
         # the vocabulary one study at a time: how its sums are rounded depends on the rows
         losses = [call._losses(part) for call, part in zip(calls, parts, strict=True)]

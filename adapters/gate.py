@@ -164,17 +164,12 @@ class Probe(Call[ProbeResult]):
             stacked_states([call.state for call in calls]),
             delta=stacked_deltas([call.delta for call in calls]),
             lengths_B=self.rows.lengths_N,
+            keep_state=False,
         )
         return list(torch.split(hidden_BTD, len(self.asked_PK)))
 
     def _result(self, hidden_PTD: Tensor) -> ProbeResult:
-        length = self.asked_PK.shape[1]
-        if self.rows.lengths_N is None:
-            asked_from = hidden_PTD[:, -length:]
-        else:
-            ends_P1 = self.rows.lengths_N.unsqueeze(1)
-            index_PK = ends_P1 - length + torch.arange(length, device=ends_P1.device)
-            asked_from = hidden_PTD[torch.arange(len(hidden_PTD)).unsqueeze(1), index_PK]
+        asked_from = self.rows.last(hidden_PTD, self.asked_PK.shape[1])
         logprobs_PK = self.model.token_logprobs(asked_from, self.asked_PK)
         return ProbeResult(-logprobs_PK.double().mean(-1))
 
@@ -253,6 +248,7 @@ class NeutralLoss(Call[float]):
             torch.cat([call.tokens_1T for call in calls]),
             stacked_states(starts) if starts else None,
             delta=stacked_deltas([call.delta for call in calls]),
+            keep_state=False,
         )
         return hidden_BTD
 

@@ -122,6 +122,14 @@ class Cues:
         )
         return Cues(wide_NT.scatter(1, index_NK, tokens_NK), self.lengths_N + tokens_NK.shape[1])
 
+    def last(self, hidden_NMD: Tensor, length: int) -> Tensor:
+        """Of what was read of them, the last `length` hidden states of each row."""
+        if self.lengths_N is None:
+            return hidden_NMD[:, -length:]
+        index_NK = self.lengths_N.unsqueeze(1) + torch.arange(-length, 0, device=hidden_NMD.device)
+        rows_N = torch.arange(len(index_NK), device=hidden_NMD.device)
+        return hidden_NMD[rows_N.unsqueeze(1), index_NK]
+
     @property
     def num_tokens(self) -> int:
         """Tokens to read, padding included."""
@@ -131,12 +139,8 @@ class Cues:
         self, model: FastWeightModel, state: RecurrentState, delta: LoraDelta | None
     ) -> BranchStart:
         """Read them from `state`, of a row per position, or fewer that are shared in order."""
-        if self.lengths_N is None:
-            hidden_NMD, state = model(self.tokens_NM, state, delta=delta)
-            return BranchStart(hidden_NMD[:, -1], state)
         hidden_NMD, state = model(self.tokens_NM, state, delta=delta, lengths_B=self.lengths_N)
-        rows = torch.arange(len(self.lengths_N), device=hidden_NMD.device)
-        return BranchStart(hidden_NMD[rows, self.lengths_N - 1], state)
+        return BranchStart(self.last(hidden_NMD, 1)[:, 0], state)
 
 
 def read_cues(
@@ -233,7 +237,9 @@ def roll_out(
         stacked = torch.stack(columns, 1)
         return stacked.view(num, group, *stacked.shape[1:])
 
-    truth_hidden = model(truth_NK, start.state, delta=delta)[0] if needs_hidden else None
+    truth_hidden = None
+    if needs_hidden:
+        truth_hidden, _ = model(truth_NK, start.state, delta=delta, keep_state=False)
     return Rollouts(
         grouped(tokens),
         grouped(logprobs),
@@ -268,6 +274,27 @@ def sequence_hidden(
     hidden_SKD = start.hidden_ND.repeat_interleave(per_branch, 0).unsqueeze(1)
     if length > 1:
         read = sequences_NRK[:, :, :-1].reshape(num * per_branch, length - 1)
-        rest_SKD, _ = model(read, start.state, delta=delta)
+        rest_SKD, _ = model(read, start.state, delta=delta, keep_state=False)
         hidden_SKD = torch.cat((hidden_SKD, rest_SKD), 1)
     return hidden_SKD.view(num, per_branch, length, -1)
+
+
+def cued_hidden(
+    model: FastWeightModel,
+    cues: Cues,
+    state: RecurrentState,
+    sequences_NRK: Tensor,
+    *,
+    delta: LoraDelta | None = None,
+) -> Tensor:
+    """`sequence_hidden` of branches that leave after cues, which are read from `state`.
+
+    With one sequence a branch, cue and sequence are read at once, and no state lies between.
+    """
+    if sequences_NRK.shape[1] > 1:
+        return sequence_hidden(model, cues.read(model, state, delta), sequences_NRK, delta=delta)
+    rows = cues.followed_by(sequences_NRK[:, 0, :-1])
+    hidden_NTD, _ = model(
+        rows.tokens_NM, state, delta=delta, lengths_B=rows.lengths_N, keep_state=False
+    )
+    return rows.last(hidden_NTD, sequences_NRK.shape[2]).unsqueeze(1)

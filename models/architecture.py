@@ -38,6 +38,8 @@ class Read:
     stops: Sequence[int] | None = None
     writes: list[Tensor] | None = None
     """Where every mixer appends how strongly each token is written into its memory: [B, T]."""
+    keep_state: bool = True
+    """Whether anybody wants the new state; a mixer that saves something may return none."""
     plan: Any = None
     """What `Mixer.plan` worked out for all layers; without it each works it out for itself."""
 
@@ -212,6 +214,7 @@ class FastWeightModel(nn.Module):
         lengths_B: Tensor | None = None,
         stops: Sequence[int] | None = None,
         writes: list[Tensor] | None = None,
+        keep_state: bool = True,
     ) -> tuple[Tensor, RecurrentState]:
         """Read T >= 1 tokens after `state` (None: a document's start).
 
@@ -221,20 +224,21 @@ class FastWeightModel(nn.Module):
         P of them, is shared: each serves B / P rows in order, and short reads do not copy it.
         `stops` (one row, no lengths), ascending token counts in 1 ... T, asks for the state after
         each of them: these are the rows of the new state. To a list `writes` every layer appends
-        how strongly it wrote each token into its memory, [B, T].
+        how strongly it wrote each token into its memory, [B, T]. Without `keep_state` the state
+        that is returned is empty, and costs nothing.
         """
         if state is None:
             state = self.init_state(tokens_BT.shape[0])
         if delta is not None and lengths_B is not None:
             delta = delta.over(lengths_B)
-        read = Read(lengths_B, stops, writes)
+        read = Read(lengths_B, stops, writes, keep_state)
         read = replace(read, plan=self._first_mixer.plan(state.layers[0], tokens_BT.shape, read))
         x_BTD = self.model.embeddings(tokens_BT)
         new_layers = []
         for layer, layer_state in zip(self.model.layers, state.layers, strict=True):
             x_BTD, new_layer = layer(x_BTD, layer_state, delta, read)
             new_layers.append(new_layer)
-        return self.model.norm(x_BTD), RecurrentState(tuple(new_layers))
+        return self.model.norm(x_BTD), RecurrentState(tuple(new_layers) if keep_state else ())
 
     @torch.no_grad()
     def step_(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
 """Queries that go through attention together, if a read has so many."""
-_SHORT = 64  # rows of a shared state may together read so many tokens, or a window, uncopied
 
 
 class Rotation(NamedTuple):
@@ -49,26 +48,6 @@ def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     first, second = x_BTHK.to(cos.dtype).chunk(2, -1)
     turned = torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
     return turned.to(x_BTHK.dtype)
-
-
-def attend_window(
-    q_BHTK: Tensor,
-    k_BHSK: Tensor,
-    v_BHSK: Tensor,
-    window: int,
-    num_before: Sequence[int],
-    *,
-    shared: int,
-) -> Tensor:
-    """`window_attention` where each `shared` rows that follow one another have the same earlier
-    tokens: short reads then see them once for all these rows."""
-    num_tokens = q_BHTK.shape[2]
-    if shared == 1 or shared * num_tokens > max(window, _SHORT):
-        return window_attention(q_BHTK, k_BHSK, v_BHSK, window, num_before)
-    keep = window - 1
-    before_k, before_v = (x[::shared, :, :keep] for x in (k_BHSK, v_BHSK))
-    own_k, own_v = (x[:, :, keep:] for x in (k_BHSK, v_BHSK))
-    return shared_window_attention(q_BHTK, (before_k, before_v), own_k, own_v, num_before[::shared])
 
 
 def window_attention(
@@ -104,17 +83,16 @@ def window_attention(
 def shared_window_attention(
     q_BHTK: Tensor,
     before_kv: tuple[Tensor, Tensor],
-    k_BHTK: Tensor,
-    v_BHTK: Tensor,
+    own_kv: tuple[Tensor, Tensor],
     num_before: Sequence[int],
 ) -> Tensor:
     """`window_attention` where each of P rows of earlier tokens serves B / P rows, uncopied.
 
-    `before_kv`: keys and values [P, H, L, K] of the earlier tokens. Meant for short reads: a row
-    also computes the scores of its neighbours' tokens, and masks them.
+    `before_kv`: keys and values [P, H, L, K] of the earlier tokens; `own_kv`: [B, H, T, K] of the
+    new ones. Meant for short reads: a row also computes its neighbours' scores, and masks them.
     """
     batch, heads, num_tokens, width = q_BHTK.shape
-    before_k, before_v = before_kv
+    (before_k, before_v), (k_BHTK, v_BHTK) = before_kv, own_kv
     num_rows, keep = before_k.shape[0], before_k.shape[2]
 
     def fold(x_BHTK: Tensor) -> Tensor:  # [P, H, G * T, K], G = B / P

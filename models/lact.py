@@ -20,7 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imprint.models.architecture import FastWeightModel, LayerState, Mixer, Read
-from imprint.models.attention import LARGEST_BLOCK, Rotation, attend_window, rotate
+from imprint.models.attention import (
+    Rotation,
+    rotate,
+    shared_window_attention,
+    window_attention,
+)
 from imprint.models.kernels.lact import (
     FastWeights,
     read_fast_weights,
@@ -31,6 +36,7 @@ from imprint.models.lact_chunks import (
     LactPlan,
     LactStepPlan,
     Memory,
+    activation_floats,
     closing_chunks,
     faded_memory,
     join_rounds,
@@ -44,6 +50,7 @@ from imprint.models.lora import DeltaLinear, FusedDeltaLinear, LoraDelta
 from imprint.models.ring import last_tokens, roll_up, rolling_up, unroll, unrolling
 
 _BASE_RATE = math.log(math.expm1(1e-3))  # softplus of it is the learning rate of a zero projection
+_SHORT = 64  # rows of a shared state may together read so many tokens, or a window, uncopied
 _NORM_EPS = 1e-5  # of the norms inside the mixer, whatever config.norm_eps says
 
 
@@ -115,17 +122,19 @@ class LactMixer(Mixer):
         places_BT = position_B.unsqueeze(1) + torch.arange(num_tokens, device=position_B.device)
         rounds = plan_rounds(positions, lengths, self.config.lact_chunk_size)
         num_read = lengths if read.stops is None else list(read.stops)
-        before = positions if read.stops is None else positions * len(num_read)
-        ends = [place + num for place, num in zip(before, num_read, strict=True)]
+        new_positions = [positions[row % batch] + num for row, num in enumerate(num_read)]
         kept, device = self.config.kept_tokens, position_B.device
         parting = any(part.closing for part in rounds)
+        shared = 1 if parting else batch // state["position"].shape[0]
+        short = shared * num_tokens <= max(self.config.window_size, _SHORT)
         return LactPlan(
             positions,
             rounds,
             self._rotation(places_BT),
             unrolling(positions if parting else state["position"].tolist(), kept, device),
-            rolling_up(num_read, ends, kept, device),
-            torch.tensor(ends, device=device),
+            rolling_up(num_read, new_positions, kept, device),
+            torch.tensor(new_positions, device=device),
+            shares_windows=shared > 1 and short,
         )
 
     def plan_step(self, pool: LayerState, rows_B: Tensor | None) -> LactStepPlan:
@@ -153,13 +162,15 @@ class LactMixer(Mixer):
         with torch.autocast(x_BTD.device.type, enabled=False):
             turned_k_BTD = self._turn(k_BTD, plan.rotation)
             new = {"window_k": turned_k_BTD, "window_v": v_BTD, "rates": rates_BTR}
-            shared = batch // state["position"].shape[0]
-            turn = plan.unrolling
-            joined = {name: unroll(state[name], tensor, turn) for name, tensor in new.items()}
-            turned_q_BTD = self._turn(q_BTD, plan.rotation)
-            seen_BTD = self._attend(turned_q_BTD, shared, joined, plan.positions)
+            joined: dict[str, Tensor] = {}
+            if read.keep_state or not plan.shares_windows:
+                turn = plan.unrolling
+                joined = {name: unroll(state[name], tensor, turn) for name, tensor in new.items()}
+            seen_BTD = self._attend(self._turn(q_BTD, plan.rotation), state, new, joined, plan)
             q_BHTK = self._fast(q_BTD, 0, plan.rotation)
             o_BHTK, memories = self._remember(q_BHTK, state, joined, plan)
+        if not read.keep_state:
+            return self._mixed(x_BTD, seen_BTD, o_BHTK, delta), {}
         rows, turn = len(plan.new_positions), plan.rolling_up
         new_state = {name: roll_up(tensor, rows, turn) for name, tensor in joined.items()}
         new_state["position"] = plan.new_positions.clone()  # every layer's own
@@ -190,13 +201,11 @@ class LactMixer(Mixer):
             seen_BHK = attend_ring(
                 q_B1HK[:, 0], pool["window_k"], pool["window_v"], cfg.window_size, at
             )
-            chunk = cfg.lact_chunk_size
+            chunk, weights = cfg.lact_chunk_size, Memory.from_state(pool, ()).weights
             all_stepped = min(at.places) >= chunk
             initial = None if all_stepped and not plan.closing else self.initial_weights()
-            memory = Memory.from_state(pool, ())
-            start = None if all_stepped else initial
             q_BHK = self._fast(q_B1D, 0, plan.rotation)[:, :, 0]
-            o_BHK = read_rows(memory.weights, start, chunk, q_BHK, at)
+            o_BHK = read_rows(weights, None if all_stepped else initial, chunk, q_BHK, at)
             if plan.closing:
                 assert initial is not None
                 self._step_rows(pool, initial, plan)
@@ -250,23 +259,31 @@ class LactMixer(Mixer):
         return rotate(x_BTHK, rotation).flatten(-2)
 
     def _attend(
-        self, q_BTD: Tensor, shared: int, joined: dict[str, Tensor], positions: Sequence[int]
+        self,
+        q_BTD: Tensor,
+        state: LayerState,
+        new: dict[str, Tensor],
+        joined: dict[str, Tensor],
+        plan: LactPlan,
     ) -> Tensor:
-        """Window attention of turned queries, `shared` rows to a state: [B, T, D]."""
+        """Window attention of turned queries: [B, T, D]."""
         cfg = self.config
         surplus = cfg.kept_tokens - (cfg.window_size - 1)
-        k_BHSK, v_BHSK, q_BHTK = (
-            torch.unflatten(x, -1, (cfg.num_attn_heads, -1)).transpose(1, 2)
-            for x in (joined["window_k"], joined["window_v"], q_BTD)
-        )
-        o_BHTK = attend_window(
-            q_BHTK.to(k_BHSK.dtype),
-            k_BHSK[:, :, surplus:],
-            v_BHSK[:, :, surplus:],
-            cfg.window_size,
-            positions,
-            shared=shared,
-        )
+
+        def heads(x_BSD: Tensor) -> Tensor:
+            dtype = state["window_k"].dtype
+            return torch.unflatten(x_BSD.to(dtype), -1, (cfg.num_attn_heads, -1)).transpose(1, 2)
+
+        rings = ("window_k", "window_v")
+        if plan.shares_windows:
+            before = (torch.cat(plan.unrolling(state[name]), 1)[:, surplus:] for name in rings)
+            k_PHLK, v_PHLK = map(heads, before)
+            k_BHTK, v_BHTK = (heads(new[name]) for name in rings)
+            own, num_before = (k_BHTK, v_BHTK), plan.positions[:: len(q_BTD) // len(k_PHLK)]
+            o_BHTK = shared_window_attention(heads(q_BTD), (k_PHLK, v_PHLK), own, num_before)
+        else:
+            k_BHSK, v_BHSK = (heads(joined[name][:, surplus:]) for name in rings)
+            o_BHTK = window_attention(heads(q_BTD), k_BHSK, v_BHSK, cfg.window_size, plan.positions)
         return o_BHTK.transpose(1, 2).flatten(-2)
 
     def _fast(self, x_BTD: Tensor, column: int, rotation: Rotation) -> Tensor:
@@ -370,19 +387,9 @@ class LaCT(FastWeightModel):
         super().__init__(config, [LactMixer(config, f"layers.{i}.attn") for i in layers])
 
     def activation_floats(self, num_tokens: int) -> int:
-        """As for all, with the window read from the state, and the steps that may fall in here.
-
-        A step keeps its whole chunk, however little of it was read; the factors are measured.
-        """
-        cfg = self.config
-        assert isinstance(cfg, LactConfig)
-        steps = (num_tokens - 1) // cfg.lact_chunk_size + 1
-        step_tokens = steps * cfg.lact_chunk_size
-        matrices = 3 * cfg.num_lact_heads * cfg.fast_head_dim * cfg.fast_inner_dim
-        copies = 3 + (1 if cfg.use_momentum else 0) + (21 if cfg.use_muon else 0)
-        floats = (35 * num_tokens + 22 * step_tokens + 2 * cfg.kept_tokens) * cfg.hidden_size
-        floats += num_tokens * (cfg.window_size + LARGEST_BLOCK)
-        return cfg.num_hidden_layers * (floats + (1 + copies * steps) * matrices)
+        """As for all, with the window read from the state, and the steps that may fall in here."""
+        assert isinstance(self.config, LactConfig)
+        return activation_floats(self.config, num_tokens)
 
     def parameter_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """As for all, and what the fast weights start from stays in float32 like themselves."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imprint.models.architecture import LayerState
-from imprint.models.attention import Rotation
+from imprint.models.attention import LARGEST_BLOCK, Rotation
 from imprint.models.kernels.lact import FastWeights, step_fast_weights
 from imprint.models.kernels.lact_step import StepRows
 from imprint.models.lact_config import LactConfig
@@ -95,6 +95,8 @@ class LactPlan:
     """Of what the rows of the new state have read."""
     new_positions: Tensor
     """How many tokens they have read."""
+    shares_windows: bool
+    """Whether rows look at windows of fewer states where these are, since their reads are short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,3 +259,17 @@ def faded_memory(
         if f"momentum_{name}" in state:
             kept[f"momentum_{name}"] = state[f"momentum_{name}"] * share
     return kept
+
+
+def activation_floats(config: LactConfig, num_tokens: int) -> int:
+    """What a reading of `num_tokens` with gradients holds in all layers, at most.
+
+    A step keeps its whole chunk, however little of it was read; the factors are measured.
+    """
+    steps = (num_tokens - 1) // config.lact_chunk_size + 1
+    step_tokens = steps * config.lact_chunk_size
+    matrices = 3 * config.num_lact_heads * config.fast_head_dim * config.fast_inner_dim
+    copies = 3 + (1 if config.use_momentum else 0) + (21 if config.use_muon else 0)
+    floats = 35 * num_tokens + 22 * step_tokens + 2 * config.kept_tokens
+    floats = floats * config.hidden_size + num_tokens * (config.window_size + LARGEST_BLOCK)
+    return config.num_hidden_layers * (floats + (1 + copies * steps) * matrices)

@@ -31,7 +31,7 @@ def supervised_step(
     assert reading.states is not None
     leaf = reading.end.state.leaf()
     with torch.enable_grad():
-        hidden_1RD, _ = model(tail_R.unsqueeze(0), leaf)
+        hidden_1RD, _ = model(tail_R.unsqueeze(0), leaf, keep_state=False)
         loss = -model.token_logprobs(hidden_1RD[0], response_R).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     segments = torch.split(before_T, segment_tokens)

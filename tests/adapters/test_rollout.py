@@ -14,12 +14,15 @@ from imprint.adapters.policy import recall_mask
 from imprint.adapters.reading import read_segments, states_at
 from imprint.adapters.rollout import (
     BranchStart,
+    Cues,
     Rollouts,
     branch_logprobs,
     continuations,
+    cued_hidden,
     read_cues,
     rollout_uniforms,
     sample_rollouts,
+    sequence_hidden,
 )
 from imprint.models import DeltaNet, DeltaNetConfig, LoraDelta
 
@@ -85,6 +88,23 @@ def test_sampled_logprobs_are_the_teacher_forced_ones(
     torch.testing.assert_close(logprobs, rollouts.logprobs_NGK, rtol=0, atol=tolerance)
     ratio = (logprobs - rollouts.logprobs_NGK).exp()
     assert float((ratio - 1).abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("per_branch", [1, 3])
+@pytest.mark.parametrize("positions", [(20, 30, 41), (2, 20, 41)], ids=["alike", "a short cue"])
+@pytest.mark.parametrize("length", [1, 5])
+def test_sequences_behind_a_cue_are_those_behind_its_state(
+    positions: tuple[int, ...], per_branch: int, length: int
+) -> None:
+    model, tokens_T = tiny_model(), document()
+    cues = Cues.before(tokens_T, torch.tensor(positions), 6)
+    sequences = torch.arange(len(positions) * per_branch * length) % model.config.vocab_size
+    sequences_NRK = sequences.view(len(positions), per_branch, length)
+    with torch.no_grad():
+        _, state = model(tokens_T.unsqueeze(0))
+    right = sequence_hidden(model, cues.read(model, state, None), sequences_NRK)
+    found = cued_hidden(model, cues, state, sequences_NRK)
+    torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
 
 
 def test_probabilities_and_hidden_states_of_the_truth() -> None:

@@ -41,3 +41,25 @@ def test_shared_rows_equal_forked_rows(
     forked = read(any_model64, state, num_tokens, ragged=ragged, forked=True)
     for mine, theirs in zip(shared, forked, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+@pytest.mark.parametrize("num_tokens", [1, 5, 17, 40])
+def test_a_state_that_nobody_keeps_changes_nothing(
+    any_model64: FastWeightModel, num_tokens: int, ragged: bool
+) -> None:
+    with torch.no_grad():
+        _, state = any_model64(torch.arange(60).view(2, 30))
+    tokens_BT = torch.arange(6 * num_tokens).view(6, num_tokens) % any_model64.config.vocab_size
+    lengths_B = torch.tensor([1, num_tokens] * 3) if ragged else None
+    results = []
+    for keep_state in (True, False):
+        leaf = state.leaf()
+        hidden, final = any_model64(tokens_BT, leaf, lengths_B=lengths_B, keep_state=keep_state)
+        assert bool(final.layers) == keep_state
+        if lengths_B is not None:
+            hidden = hidden * (torch.arange(num_tokens) < lengths_B[:, None]).unsqueeze(-1)
+        hidden.sin().sum().backward()
+        results.append([hidden.detach(), *(g for g in leaf.grads() if g is not None)])
+    for mine, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)

@@ -59,7 +59,7 @@ def test_window_attention(window: int, num_tokens: int, shared: bool) -> None:
         for tensor in before:
             tensor[row, :, : keep - num] = 1e6  # must not be looked at
     if shared:
-        out = shared_window_attention(q, (before[0], before[1]), k, v, nums)
+        out = shared_window_attention(q, (before[0], before[1]), (k, v), nums)
     else:
         keys, values = (torch.cat(x, 2) for x in zip(before, (k, v), strict=True))
         out = window_attention(q, keys, values, window, nums)
