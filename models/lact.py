@@ -131,7 +131,7 @@ class LactMixer(Mixer):
             positions,
             rounds,
             self._rotation(places_BT),
-            unrolling(positions if parting else state["position"].tolist(), kept, device),
+            unrolling(positions[::shared], kept, device),
             rolling_up(num_read, new_positions, kept, device),
             torch.tensor(new_positions, device=device),
             shares_windows=shared > 1 and short,
