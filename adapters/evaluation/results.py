@@ -1,13 +1,16 @@
 """The folder of an evaluation: what was asked for, and a line of JSON for every finished case.
 
-An interrupted evaluation goes on from it. Knows records; runs nothing.
+An interrupted evaluation goes on from it; only one process at a time has it. Knows records; runs
+nothing.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +23,8 @@ RECORDS_FILE: Final = "records.jsonl"
 
 
 class OtherEvaluationError(Exception):
-    """The folder holds another evaluation, or files that are none; the message says what."""
+    """The folder holds another evaluation, files that are none, or one that is running; the message
+    says what."""
 
 
 class ResultFolder:
@@ -36,6 +40,7 @@ class ResultFolder:
         self._file = folder / RECORDS_FILE
         folder.mkdir(parents=True, exist_ok=True)
         self._check(json.loads(json.dumps(config)))
+        self._lock()
         self.records = self._load()
 
     def append(self, record: Record) -> None:
@@ -43,6 +48,18 @@ class ResultFolder:
         line = json.dumps(asdict(record)) + "\n"
         with self._file.open("a", encoding="ascii") as file:
             file.write(line)
+
+    def _lock(self) -> None:
+        """Make the file of records, or open it, and keep others off while this object lives."""
+        lock = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OtherEvaluationError(
+                f"another process is evaluating into {self.folder}; wait for it, or give another "
+                "folder"
+            ) from None
 
     def _check(self, config: dict[str, Any]) -> None:
         path = self.folder / CONFIG_FILE
@@ -72,8 +89,6 @@ class ResultFolder:
 
     def _load(self) -> list[Record]:
         """The finished cases; a line that an interruption tore is dropped from the file."""
-        if not self._file.is_file():
-            return []
         raw = self._file.read_bytes()
         end = raw.rfind(b"\n") + 1
         if end < len(raw):

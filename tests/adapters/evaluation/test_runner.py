@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 
@@ -107,7 +108,7 @@ def test_what_cannot_be_run_is_refused(make, change, message):
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_records(make, tmp_path):
     whole = timeless(make().run())
-    folder = ResultFolder(tmp_path / "out", CONFIG)
+    process = [ResultFolder(tmp_path / "out", CONFIG)]
 
     def interrupt(index):
         if index == 2:
@@ -116,10 +117,14 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_records(make, tmp_path):
 
     def run_until_interrupted():
         for record in make(make_cell(interrupt)).run():
-            folder.append(record)
+            process[0].append(record)
 
     with pytest.raises(KeyboardInterrupt):
         run_until_interrupted()
+    with pytest.raises(OtherEvaluationError, match="another process is evaluating into"):
+        ResultFolder(tmp_path / "out", CONFIG)
+    process.clear()  # it ends
+    gc.collect()  # the exceptions above may hold frames
     # the writing of a third line was torn as well
     with (tmp_path / "out" / "records.jsonl").open("a") as file:
         file.write('{"task": "qa", "wor')
@@ -127,6 +132,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_records(make, tmp_path):
     assert timeless(again.records) == whole[:2]
     for record in make().run({(r.cell_key, r.index) for r in again.records}):
         again.append(record)
+    del again
     assert timeless(ResultFolder(tmp_path / "out", CONFIG).records) == whole
 
 
