@@ -89,4 +89,7 @@ def _write_answers(reply: dict[str, Any]) -> None:
     for answer in reply["answers"]:
         text = str(answer.get("answer", "")).strip()
         how = "adapted" if answer.get("adapted") else "not adapted"
+        focus = answer.get("focus")
+        if isinstance(focus, dict) and focus.get("way") == "passages":
+            how += ", from passages read again"
         sys.stdout.write(printable(f"{answer.get('question', '')}\n  {text}  [{how}]\n"))

@@ -183,6 +183,19 @@ def test_answers_come_from_a_running_server(server, document, capsys):
     }
 
 
+def test_an_answer_from_passages_says_so(server, document, capsys):
+    answers = [
+        {"question": way, "answer": "7", "adapted": way == "focus", "focus": {"way": way}}
+        for way in ("passages", "document", "focus")
+    ]
+    reply = {"object": "answers", "answers": answers}
+    server.replies["POST /v1/answers"] = (200, sse(reply))
+    assert main(["answer", document, "-q", "q", "--url", server.url]) == 0
+    said = [line.split("7  ")[1] for line in capsys.readouterr().out.splitlines()[1::2]]
+    right = ["[not adapted, from passages read again]", "[not adapted]", "[adapted]"]
+    assert said == right
+
+
 def test_what_the_model_says_cannot_steer_the_terminal(server, document, capsys):
     reply = {"object": "answers", "answers": [{"question": "q", "answer": "\x1b[2Jgone\r"}]}
     server.replies["POST /v1/answers"] = (200, sse(reply))
