@@ -9,8 +9,6 @@ from torch import Tensor
 from imprint.models.ring import last_tokens, roll_up, rolling_up, unroll, unrolling
 
 SIZE, WIDTH = 5, 3
-
-
 CPU = torch.device("cpu")
 
 

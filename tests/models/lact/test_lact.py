@@ -150,6 +150,24 @@ def test_shared_rows_equal_forked_rows(lact: LaCT, num_tokens: int, ragged: bool
         assert_same(results[1], results[0])
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 40])
+def test_rows_see_a_shared_window_also_where_no_state_is_kept(lact: LaCT, num_tokens: int) -> None:
+    # rings that have gone round or have not; up to 5 tokens end no chunk of 8
+    for lengths in ((1, 2), (8, 9), (18, 25)):
+        before, results = states_after(lact, lengths), []
+        for keep_state in (True, False):
+            start = before.leaf()
+            rows = start.fork(3) if keep_state else start
+            hidden, state = lact(tokens(6, num_tokens), rows, keep_state=keep_state)
+            assert bool(state.layers) == keep_state
+            hidden.sin().sum().backward()
+            results.append([hidden, *start.grads()])
+        # what only a kept state passes on has a gradient of zero, or none
+        pairs = [(a, b) for a, b in zip(*results, strict=True) if a is not None and b is not None]
+        assert len(pairs) >= 5  # what is read, and the windows of two layers
+        assert_same([b for _, b in pairs], [a for a, _ in pairs])
+
+
 @pytest.mark.parametrize("read_before", [1, 7, 20])
 @pytest.mark.parametrize(
     ("num_tokens", "stops"),
