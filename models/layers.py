@@ -86,7 +86,7 @@ class ShortConvolution(nn.Module):
         if stops is not None:
             tail = torch.cat([joined[:, stop : stop + keep] for stop in stops])
         elif lengths_B is None:
-            tail = joined[:, num_tokens:]
+            tail = joined[:, num_tokens:].clone()  # a view would keep all of the reading
         else:
             index = lengths_B.view(-1, 1) + torch.arange(keep, device=x_BTD.device)
             tail = joined.gather(1, index.unsqueeze(-1).expand(-1, -1, joined.shape[-1]))

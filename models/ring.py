@@ -72,9 +72,10 @@ def rolling_up(
 
 
 def roll_up(joined_BSD: Tensor, num_rings: int, turn: Turn) -> Tensor:
-    """The inverse: rings of L earlier tokens and some new ones. One row can make many rings."""
+    """The inverse: rings of L earlier tokens and some new ones, in memory of their own. One row can
+    make many rings."""
     parts = turn(joined_BSD.expand(num_rings, -1, -1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return parts[0] if turn.places_BL is not None else torch.cat(parts, 1)
 
 
 def last_tokens(

@@ -190,6 +190,7 @@ def read_rows(
         HAS_START=start is not None,
         BLOCK_E=block_e,
         BLOCK_K=block_k,
+        num_warps=8,  # two matrices in registers: with fewer they do not fit
     )
     block_k, block_e = blocks(width, num_inner)
     _output[(batch, heads, triton.cdiv(width, block_k))](

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 _PROGRAMS = 256  # about two per multiprocessor of a large GPU
-_BLOCK_T, _BLOCK_V, _BLOCK_D = 64, 128, 64
+_BLOCK_T, _BLOCK_V = 64, 128
+_INPUT_BYTES = 128  # of a row or word at once: two programs fit into a multiprocessor's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def statistics(
         hidden_TD, weight_VD, targets_T, top_ST, sum_ST, moment_ST, chosen_ST, best_ST,
         num_rows, tiles, vocabulary, width, part, float(temperature),
         HAS_TARGETS=targets_T is not None,
-        BLOCK_T=_BLOCK_T, BLOCK_V=_BLOCK_V, BLOCK_D=_BLOCK_D,
+        BLOCK_T=_BLOCK_T, BLOCK_V=_BLOCK_V, BLOCK_D=_INPUT_BYTES // hidden_TD.element_size(),
     )  # fmt: skip
     top_T = top_ST.amax(0)
     fall_ST = top_ST - top_T
@@ -184,6 +185,6 @@ def logit_grads(
     _logit_grads[(tiles * triton.cdiv(vocabulary, _BLOCK_V),)](
         hidden_TD, weight_VD, targets_T, top_T, log_mass_T, grad_T, out_TV,
         num_rows, tiles, vocabulary, width, float(temperature),
-        BLOCK_T=_BLOCK_T, BLOCK_V=_BLOCK_V, BLOCK_D=_BLOCK_D,
+        BLOCK_T=_BLOCK_T, BLOCK_V=_BLOCK_V, BLOCK_D=_INPUT_BYTES // hidden_TD.element_size(),
     )  # fmt: skip
     return out_TV

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from imprint.models.architecture import FastWeightModel
 from imprint.models.deltanet import DeltaNet
+from imprint.models.generate import prefill
 from imprint.models.state import RecurrentState
 
 
@@ -144,6 +146,16 @@ def test_foreign_tensors_are_passed_over() -> None:
 def test_more_than_ten_layers_keep_their_order() -> None:
     state = RecurrentState(tuple({"S": torch.full((1,), float(i))} for i in range(12)))
     assert equal(RecurrentState.from_tensors(state.to_tensors()), state)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 70), (2, 70), (2, 48), (3, 5)])
+def test_a_reading_leaves_its_state_and_nothing_else(
+    any_model64: FastWeightModel, rows: int, tokens: int
+) -> None:
+    """A view would keep memory that grows with what was read, and kernels take no gaps."""
+    _, state = prefill(any_model64, torch.arange(rows * tokens).view(rows, tokens) % 257)
+    assert sum(tensor.untyped_storage().nbytes() for tensor in state.tensors()) == state.nbytes
+    assert all(tensor.is_contiguous() for tensor in state.tensors())
 
 
 def test_counters_in_a_state_get_no_gradient() -> None:
