@@ -2,7 +2,7 @@
 
 On a GPU the step is replayed as a CUDA graph, captured once for each of a few batch sizes; a batch
 is padded to the next of them with rows that nobody owns. Knows no slots or requests.
-Has not run on a GPU: graphs are tested where there is one.
+Graphs have been captured and replayed on a pretended GPU only: operations again on the same memory.
 Shapes: B = rows of a batch, V = vocabulary.
 """
 

@@ -2,8 +2,8 @@
 
 One kernel attends, a program per row and head with a running softmax; two read the fast weights,
 the inner values first and then the output, a program per row, head and block of them. Limit: rings
-in float32, bfloat16 or float16, fast weights in float32. Has run in Triton's interpreter only, not
-on a GPU.
+in float32, bfloat16 or float16, fast weights in float32. Compiles for GPUs, but has run in Triton's
+interpreter only.
 Shapes: as in `lact_step.py`.
 """
 

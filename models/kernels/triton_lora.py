@@ -3,7 +3,8 @@
 Launchers only: they check nothing and know no autograd; `kernels/lora.py` does, and holds the twin.
 Each segment of rows takes one delta, so deltas never mix; padding at its end is skipped. Sums are
 made in a fixed order, without atomics. Products of float32 use TF32x3, which keeps float32's
-accuracy on tensor cores. Has run in Triton's interpreter only, not on a GPU.
+accuracy on tensor cores. Compiles for GPUs, but has run in Triton's
+interpreter only.
 Shapes: S = segments, T = rows of a segment, Q = deltas, R = rank, I / O = input / output width,
 P = parts of the summed axis.
 """

@@ -1,8 +1,8 @@
 """The decode step of `pool_step.py` as one Triton kernel: a program per row and head of queries.
 
 States and tails are read and written where they lie; nothing is gathered and nothing allocated but
-the result and its float32 draft. Limit: float32 states, keys up to 256 wide. Has run in Triton's
-interpreter only, not on a GPU.
+the result and its float32 draft. Limit: float32 states, keys up to 256 wide. Compiles for
+GPUs, but has run in Triton's interpreter only.
 Shapes: as in `pool_step.py`.
 """
 

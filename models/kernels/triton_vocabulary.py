@@ -2,8 +2,8 @@
 
 Launchers only: they check nothing and know no autograd; `kernels/vocabulary.py` does, and holds the
 twin. Logits are summed in float32 and never rounded to a narrower type. The sums are online, as in
-Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867. Has run in
-Triton's interpreter only, not on a GPU.
+Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867. Compiles
+for GPUs, but has run in Triton's interpreter only.
 Shapes: T = tokens, D = model width, V = vocabulary, S = parts of the vocabulary.
 """
 

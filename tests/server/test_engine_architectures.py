@@ -39,6 +39,7 @@ from imprint.server.messages import (
     SequenceDone,
     TokenDelta,
 )
+from imprint.server.slots import NULL_SLOT
 from imprint.server.worker_config import WorkerConfig
 
 SIZES: dict[str, Any] = {
@@ -76,12 +77,18 @@ QUESTIONS = ["Where is the key?", "What did he write, and when was it?"]
 class Bench:
     """An engine, and all it says."""
 
-    def __init__(self, folder: Path, store: Path) -> None:
-        self.model: FastWeightModel = load_model(folder)
+    def __init__(self, folder: Path, store: Path, device: str = "cpu") -> None:
+        self.model: FastWeightModel = load_model(folder, device=device)
         self.tokenizer = load_tokenizer(folder)
         self.store = AdapterStore(store)
         config = WorkerConfig(
-            model=str(folder), store=str(store), num_slots=4, segment_tokens=32, step_tokens=32
+            model=str(folder),
+            store=str(store),
+            device=device,
+            num_slots=4,
+            segment_tokens=32,
+            step_tokens=32,
+            adapter_device_bytes=1,  # of a GPU: adapters go to the host at once
         )
         self.said: list[FromWorker] = []
         self.engine = Engine(self.model, self.tokenizer, config, self._hear, model_hash="h")
@@ -213,6 +220,35 @@ def test_focus_answers_from_its_own_delta(make_bench: Callable[[str], Bench]) ->
     bench.ask("a", QUESTIONS[1], focus=focus)
     done = next(m for m in bench.run() if isinstance(m, SequenceDone))
     assert done.focus is not None
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_a_cpu_says(folder: Path, tmp_path: Path) -> None:
+    """As far as rounding lets it: what is sampled in a study may differ, and so what is learnt."""
+    small = {"steps": 1, "lora_rank": 2, "probe_confidence": 0.0, "rollout_length": 4}
+    said, probes = [], []
+    for device in ("cpu", "cuda"):
+        bench = Bench(folder, tmp_path / device, device)
+        before = weights_hash(bench.model)
+        for name, text in zip("ab", TEXTS, strict=True):
+            bench.begin(name, text[:80], {**REFINE, **small, "probe_places": 8})
+        studied = {m.adaptation_id: m for m in bench.run() if isinstance(m, AdaptationDone)}
+        assert {done.status for done in studied.values()} <= {"succeeded", "rejected"}
+        probes.append([studied[name].result["probe_before"] for name in "ab"])
+        bench.study("c", TEXTS[0], {"type": "read"})
+        sampled = {"temperature": 0.8, "top_p": 0.9, "presence_penalty": 0.5, "logprobs": 2}
+        for name, drawn in {"a": sampled, "b": {}, "c": {}}.items():
+            bench.ask(name, QUESTIONS[0], max_tokens=4, **drawn)
+        said.append(answers(bench.run())[f"c:{QUESTIONS[0]}"])
+        focus = {**small, "focus_draft_tokens": 4}
+        bench.ask("c", QUESTIONS[1], focus=focus, max_tokens=2)
+        assert all(m.focus is not None for m in bench.run() if isinstance(m, SequenceDone))
+        assert weights_hash(bench.model) == before
+        slots = bench.engine.slots._states
+        used = range(NULL_SLOT + 1, slots.batch_size)
+        assert all(not tensor.any() for tensor in slots.select(used).tensors())
+    assert said[0] == said[1]
+    assert probes[0] == pytest.approx(probes[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("scope", ["lora", "query_lora"])
