@@ -29,6 +29,9 @@ from imprint.models.state import RecurrentState
 LayerState = dict[str, Tensor]
 """What one mixer remembers: tensors with the batch first, of shapes that no length changes."""
 
+Endings = list[tuple[int, int]]
+"""Rows of a pool where something ends with the token just read, and how many each has read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -76,14 +79,11 @@ class Mixer(nn.Module, ABC):
         for the device."""
         return None
 
-    def plan_step(self, pool: LayerState, rows_B: Tensor | None) -> Any:
-        """The same for `step_`."""
+    def plan_step(self, pool: LayerState, rows_B: Tensor | None, *, waits: bool = True) -> Any:
+        """The same for `step_`; without `waits` it never waits for the device."""
         return None
 
-    same_work_each_step: ClassVar[bool] = False
-    """Whether `step_` runs the same kernels whatever the state holds, and never waits for the
-    device: what a CUDA graph needs."""
-
+    @abstractmethod
     def step_(
         self,
         x_BD: Tensor,
@@ -92,21 +92,18 @@ class Mixer(nn.Module, ABC):
         delta: LoraDelta | None,
         plan: Any = None,
     ) -> Tensor:
-        """One token a row, mixed into the given rows of `pool` in place, or into all of them; see
-        `FastWeightModel.step_`."""
-        state = pool
-        if rows_B is not None:
-            state = {name: tensor.index_select(0, rows_B) for name, tensor in pool.items()}
-        mixed_B1D, new_state = self(x_BD.unsqueeze(1), state, delta, Read(plan=plan))
-        for name, tensor in new_state.items():
-            if tensor is state[name]:  # as it was
-                continue
-            if rows_B is None:
-                pool[name].copy_(tensor)
-            else:
-                pool[name].index_copy_(0, rows_B, tensor.to(pool[name].dtype))
-        mixed_BD: Tensor = mixed_B1D[:, 0]
-        return mixed_BD
+        """One token a row, mixed into the given rows of `pool` in place, or into all of them.
+
+        With a plan made without waiting, the same kernels run whatever the states hold. What ends
+        with the token is left to `end_`; see `FastWeightModel.step_`.
+        """
+
+    def endings(self, pool: LayerState, rows_B: Tensor | None) -> Endings:
+        """What ends with the last token of these rows (None: all), the same in every layer."""
+        return []
+
+    def end_(self, pool: LayerState, endings: Endings) -> None:
+        """What has to be done about it, in place."""
 
     def reset_parameter(self, name: str, parameter: nn.Parameter, draw: torch.Generator) -> bool:
         """Set the parameter of this name (in the mixer) if it needs a start of its own.
@@ -256,17 +253,41 @@ class FastWeightModel(nn.Module):
         error they mean nothing.
         """
         plan = self._first_mixer.plan_step(pool.layers[0], rows_B)
+        hidden_BD = self._through_layers(tokens_B, pool, rows_B, delta, plan)
+        self.end_(pool, rows_B)
+        return hidden_BD
+
+    @torch.no_grad()
+    def advance_(
+        self, tokens_B: Tensor, pool: RecurrentState, rows_B: Tensor, *, delta: LoraDelta | None
+    ) -> Tensor:
+        """The part of `step_` that a CUDA graph can replay: it does the same work whatever the
+        states hold, and never waits for the device. `end_` is the rest."""
+        plan = self._first_mixer.plan_step(pool.layers[0], rows_B, waits=False)
+        return self._through_layers(tokens_B, pool, rows_B, delta, plan)
+
+    @torch.no_grad()
+    def end_(self, pool: RecurrentState, rows_B: Tensor | None) -> None:
+        """What is left of a step of these rows: rarely anything, but it may wait for the device."""
+        endings = self._first_mixer.endings(pool.layers[0], rows_B)
+        if endings:
+            for mixer, layer_pool in zip(self.mixers, pool.layers, strict=True):
+                mixer.end_(layer_pool, endings)
+
+    def _through_layers(
+        self,
+        tokens_B: Tensor,
+        pool: RecurrentState,
+        rows_B: Tensor | None,
+        delta: LoraDelta | None,
+        plan: Any,
+    ) -> Tensor:
         x_BD = self.model.embeddings(tokens_B)
         for layer, layer_pool in zip(self.model.layers, pool.layers, strict=True):
             assert isinstance(layer, Layer)
             x_BD = layer.step_(x_BD, layer_pool, rows_B, delta, plan)
         hidden_BD: Tensor = self.model.norm(x_BD)
         return hidden_BD
-
-    @property
-    def same_work_each_step(self) -> bool:
-        """Whether a CUDA graph can replay `step_`."""
-        return all(mixer.same_work_each_step for mixer in self.mixers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., V] in float32 at least."""

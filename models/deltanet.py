@@ -6,7 +6,7 @@ Shapes: B = batch, T = tokens, D = model width, H = heads, K / V = key / value w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,6 @@ class DeltaNetMixer(Mixer):
     A gated variant overrides `_gates` and `_delta_rule`, and for decoding `_decay` and
     `_step_weights`.
     """
-
-    same_work_each_step: ClassVar[bool] = True
 
     def __init__(self, config: DeltaNetConfig | GatedDeltaNetConfig, target: str) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imprint.models.architecture import FastWeightModel, LayerState, Mixer, Read
+from imprint.models.architecture import Endings, FastWeightModel, LayerState, Mixer, Read
 from imprint.models.attention import (
     Rotation,
     rotate,
@@ -38,6 +38,7 @@ from imprint.models.lact_chunks import (
     Memory,
     activation_floats,
     closing_chunks,
+    complete_chunks,
     faded_memory,
     join_rounds,
     plan_rounds,
@@ -137,12 +138,15 @@ class LactMixer(Mixer):
             shares_windows=shared > 1 and short,
         )
 
-    def plan_step(self, pool: LayerState, rows_B: Tensor | None) -> LactStepPlan:
-        """Waits for the device, as `plan` does."""
-        at = StepRows.of(pool["position"], rows_B, self.config.kept_tokens)
-        size = self.config.lact_chunk_size
-        closing = [row for row, place in enumerate(at.places) if (place + 1) % size == 0]
-        return LactStepPlan(at, self._rotation(at.places_B.unsqueeze(1)), closing)
+    def plan_step(
+        self, pool: LayerState, rows_B: Tensor | None, *, waits: bool = True
+    ) -> LactStepPlan:
+        at = StepRows.of(pool["position"], rows_B, self.config.kept_tokens, waits=waits)
+        all_stepped = at.known is not None and min(at.known[1]) >= self.config.lact_chunk_size
+        return LactStepPlan(at, self._rotation(at.places_B.unsqueeze(1)), all_stepped)
+
+    def endings(self, pool: LayerState, rows_B: Tensor | None) -> Endings:
+        return complete_chunks(pool["position"], rows_B, self.config.lact_chunk_size)
 
     def forward(
         self,
@@ -201,14 +205,10 @@ class LactMixer(Mixer):
             seen_BHK = attend_ring(
                 q_B1HK[:, 0], pool["window_k"], pool["window_v"], cfg.window_size, at
             )
-            chunk, weights = cfg.lact_chunk_size, Memory.from_state(pool, ()).weights
-            all_stepped = min(at.places) >= chunk
-            initial = None if all_stepped and not plan.closing else self.initial_weights()
+            weights = Memory.from_state(pool, ()).weights
+            initial = None if plan.all_stepped else self.initial_weights()
             q_BHK = self._fast(q_B1D, 0, plan.rotation)[:, :, 0]
-            o_BHK = read_rows(weights, None if all_stepped else initial, chunk, q_BHK, at)
-            if plan.closing:
-                assert initial is not None
-                self._step_rows(pool, initial, plan)
+            o_BHK = read_rows(weights, initial, cfg.lact_chunk_size, q_BHK, at)
         pool["position"].index_add_(0, at.rows_B, torch.ones_like(at.places_B))
         seen_B1D = seen_BHK.flatten(1).unsqueeze(1)
         return self._mixed(x_B1D, seen_B1D, o_BHK.unsqueeze(2), delta)[:, 0]
@@ -321,11 +321,10 @@ class LactMixer(Mixer):
                 memories.append(memory)
         return join_rounds(outs, plan.rounds, num_tokens), memories
 
-    def _step_rows(self, pool: LayerState, initial: FastWeights, plan: LactStepPlan) -> None:
-        """Steps in place of the rows whose chunk is complete."""
+    def end_(self, pool: LayerState, endings: Endings) -> None:
+        """The fast weights of these rows take a step on the chunk that is complete."""
         size = self.config.lact_chunk_size
-        rows = [plan.at.rows[i] for i in plan.closing]
-        ends = [plan.at.places[i] + 1 for i in plan.closing]
+        rows, ends = zip(*endings, strict=True)
         chunks = {
             name: last_tokens(pool[name], rows, ends, size)
             for name in ("window_k", "window_v", "rates")
@@ -333,7 +332,9 @@ class LactMixer(Mixer):
         index = torch.tensor(rows, device=pool["position"].device)
         fast = {name: w[index] for name, w in pool.items() if name not in (*chunks, "position")}
         memory = Memory.from_state(fast, [end > size for end in ends])
-        stepped = self._stepped(memory, initial, chunks, [end - size for end in ends])
+        with torch.autocast(index.device.type, enabled=False):
+            firsts = [end - size for end in ends]
+            stepped = self._stepped(memory, self.initial_weights(), chunks, firsts)
         for name, tensor in stepped.to_state().items():
             pool[name].index_copy_(0, index, tensor)
 

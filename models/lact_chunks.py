@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imprint.models.architecture import LayerState
+from imprint.models.architecture import Endings, LayerState
 from imprint.models.attention import LARGEST_BLOCK, Rotation
 from imprint.models.kernels.lact import FastWeights, step_fast_weights
 from imprint.models.kernels.lact_step import StepRows
@@ -105,8 +105,17 @@ class LactStepPlan:
 
     at: StepRows
     rotation: Rotation
-    closing: Sequence[int]
-    """Rows of the batch whose chunk is complete with this token."""
+    all_stepped: bool
+    """Whether every row is known to have left the initial weights."""
+
+
+def complete_chunks(position_N: Tensor, rows_B: Tensor | None, size: int) -> Endings:
+    """Of these rows of a pool (None: all) those whose tokens, as many as told, make whole chunks.
+    Waits for the device."""
+    if rows_B is None:
+        rows_B = torch.arange(len(position_N), device=position_N.device)
+    pairs = torch.stack((rows_B, position_N[rows_B]), 1).tolist()
+    return [(row, end) for row, end in pairs if end % size == 0]
 
 
 @dataclass(frozen=True, slots=True)

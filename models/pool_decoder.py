@@ -57,7 +57,7 @@ class PoolDecoder:
         self, model: FastWeightModel, pool: RecurrentState, *, padding_row: int = 0
     ) -> None:
         self._model, self._pool, self._padding_row = model, pool, padding_row
-        self._replays = model.device.type == "cuda" and model.same_work_each_step
+        self._replays = model.device.type == "cuda"
         self._graphs: dict[_Shape, _Captured] = {}
         self._buffers: dict[DeltaShape, LoraDelta] = {}
         self._held: dict[DeltaShape, LoraDelta] = {}
@@ -101,6 +101,7 @@ class PoolDecoder:
         if delta is not None and shape.delta is not None:
             self._hold(delta, shape.delta)
         captured.graph.replay()
+        self._model.end_(self._pool, captured.rows_B[: len(tokens)])
         return captured.logits_BV[: len(tokens)]
 
     def _capture(self, shape: _Shape, delta: LoraDelta | None) -> _Captured:
@@ -115,11 +116,11 @@ class PoolDecoder:
         stream.wait_stream(torch.cuda.current_stream(model.device))
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
-                model.logits(model.step_(tokens_B, self._pool, rows_B, delta=held))
+                model.logits(model.advance_(tokens_B, self._pool, rows_B, delta=held))
         torch.cuda.current_stream(model.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory):
-            logits_BV = model.logits(model.step_(tokens_B, self._pool, rows_B, delta=held))
+            logits_BV = model.logits(model.advance_(tokens_B, self._pool, rows_B, delta=held))
         self._memory = graph.pool()
         return _Captured(graph, tokens_B, rows_B, logits_BV)
 

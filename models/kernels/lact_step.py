@@ -24,26 +24,29 @@ from imprint.models.kernels.lact import FastWeights, read_fast_weights
 class StepRows:
     """Which states of a pool read a token, and of which place in their documents."""
 
-    rows: Sequence[int]
-    """State of each row of the batch; they differ, except for padding that nobody reads."""
     rows_B: Tensor
+    """State of each row of the batch; they differ, except for padding that nobody reads."""
     is_all: bool
     """Whether these are all the states of the pool, in order."""
-    places: Sequence[int]
-    """Tokens that each row has read before this one."""
     places_B: Tensor
+    """Tokens that each row has read before this one."""
+    known: tuple[Sequence[int], Sequence[int]] | None
+    """Both on the host; None where nobody waits for the device: then no work depends on them."""
     cells_B: Tensor
     """Where in its ring the token goes."""
 
     @classmethod
-    def of(cls, positions_N: Tensor, rows_B: Tensor | None, ring_size: int) -> Self:
-        """Rows of a pool whose states have read so many tokens; None: all. Waits for the device."""
+    def of(
+        cls, positions_N: Tensor, rows_B: Tensor | None, ring_size: int, *, waits: bool = True
+    ) -> Self:
+        """Rows of a pool whose states have read so many tokens; None: all. `waits`: to know them on
+        the host, for the device."""
         is_all = rows_B is None
         if rows_B is None:
             rows_B = torch.arange(len(positions_N), device=positions_N.device)
         places_B = positions_N[rows_B]
-        cells_B = places_B % ring_size
-        return cls(rows_B.tolist(), rows_B, is_all, places_B.tolist(), places_B, cells_B)
+        known = (rows_B.tolist(), places_B.tolist()) if waits else None
+        return cls(rows_B, is_all, places_B, known, places_B % ring_size)
 
     def put(self, ring_NLD: Tensor, token_BD: Tensor) -> None:
         """Write each row's token over the oldest of its ring."""
@@ -90,9 +93,11 @@ def plain_attend_ring(
     if _copies(at, k_NLD):
         if not at.is_all:
             k_NHLK, v_NHLK = k_NHLK[at.rows_B], v_NHLK[at.rows_B]
-        return _attend(q_BH1K, k_NHLK, v_NHLK, window, at.places, at.places_B).squeeze(2)
+        places = None if at.known is None else at.known[1]
+        return _attend(q_BH1K, k_NHLK, v_NHLK, window, places, at.places_B).squeeze(2)
+    assert at.known is not None
     outs = []
-    for i, (row, place) in enumerate(zip(at.rows, at.places, strict=True)):
+    for i, (row, place) in enumerate(zip(*at.known, strict=True)):
         mine, own = slice(i, i + 1), slice(row, row + 1)
         outs.append(
             _attend(q_BH1K[mine], k_NHLK[own], v_NHLK[own], window, [place], at.places_B[mine])
@@ -109,8 +114,7 @@ def plain_read_rows(
 ) -> Tensor:
     """`read_rows` in plain torch."""
     q_BH1K = q_BHK.unsqueeze(2)
-    stepped = [place >= stepped_from for place in at.places]
-    if initial is not None and not any(stepped):
+    if initial is not None and at.known is not None and max(at.known[1]) < stepped_from:
         return read_fast_weights(initial, q_BH1K).squeeze(2)
     if _copies(at, weights.w0):
         if not at.is_all:
@@ -120,9 +124,10 @@ def plain_read_rows(
             pairs = zip(weights, initial, strict=True)
             weights = FastWeights(*(torch.where(own_B111, own, start) for own, start in pairs))
         return read_fast_weights(weights, q_BH1K).squeeze(2)
+    assert at.known is not None
     outs = []
-    for i, row in enumerate(at.rows):
-        mine = weights if stepped[i] or initial is None else initial
+    for i, (row, place) in enumerate(zip(*at.known, strict=True)):
+        mine = weights if place >= stepped_from or initial is None else initial
         first = row if mine is weights else 0
         mine = FastWeights(*(w[first : first + 1] for w in mine))
         outs.append(read_fast_weights(mine, q_BH1K[i : i + 1]))
@@ -131,7 +136,7 @@ def plain_read_rows(
 
 def _copies(at: StepRows, pool: Tensor) -> bool:
     """Whether all rows go at once, on copies if need be: on a CPU copies cost more than calls."""
-    return pool.device.type != "cpu" or at.is_all
+    return pool.device.type != "cpu" or at.is_all or at.known is None
 
 
 def _attend(
@@ -139,14 +144,14 @@ def _attend(
     k_BHLK: Tensor,
     v_BHLK: Tensor,
     window: int,
-    places: Sequence[int],
+    places: Sequence[int] | None,
     places_B: Tensor,
 ) -> Tensor:
     """Attention of newest tokens, at these places of their documents, to rings of their own."""
     size, mask = k_BHLK.shape[2], None
-    if len({*places}) == 1 and places[0] < min(size, window):  # all from the start
-        k_BHLK, v_BHLK = (x[:, :, : places[0] + 1] for x in (k_BHLK, v_BHLK))
-    elif window < size or min(places) < size - 1:
+    if places is not None and len({*places}) == 1 and places[0] < min(size, window):
+        k_BHLK, v_BHLK = (x[:, :, : places[0] + 1] for x in (k_BHLK, v_BHLK))  # from the start
+    elif places is None or window < size or min(places) < size - 1:
         place_B1 = places_B[:, None]
         ago_BL = (place_B1 - torch.arange(size, device=places_B.device)) % size
         mask = (ago_BL < (place_B1 + 1).clamp(max=window))[:, None, None]

@@ -106,17 +106,33 @@ def test_every_architecture_warms_up(any_model64: FastWeightModel) -> None:
     assert all(map(torch.equal, before, any_model64.parameters()))
 
 
+@pytest.mark.parametrize("rows", [ROWS, [2]])
+def test_a_step_in_its_two_parts(any_model64: FastWeightModel, rows: list[int]) -> None:
+    """As graphs do it; LaCT ends chunks on the way."""
+    model = any_model64
+    pool = read_pool(model)
+    twin, rows_B, delta = pool.clone(), torch.tensor(rows), three_deltas(model).slice(0, len(rows))
+    for t in range(12):
+        tokens_B = torch.arange(len(rows)) + 3 * t
+        expected = model.step_(tokens_B, pool, rows_B, delta=delta)
+        actual = model.advance_(tokens_B, twin, rows_B, delta=delta)
+        model.end_(twin, rows_B)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+        for mine, theirs in zip(twin.tensors(), pool.tensors(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.gpu
-def test_graphs_equal_steps_on_copies(tiny_model: FastWeightModel) -> None:
-    model = copy.deepcopy(tiny_model).to("cuda")
+def test_graphs_equal_steps_on_copies(any_model64: FastWeightModel) -> None:
+    model = copy.deepcopy(any_model64).float().to("cuda")
     pool = read_pool(model)
     copies = pool.select(ROWS)
     decoder = PoolDecoder(model, pool)
     nothing, deltas = None, three_deltas(model)
     other = deltas.scaled(-1.0)
     for tokens, delta in zip(
-        ([5, 6, 7], [8, 9, 250], [3, 2, 1], [4, 4, 4]),
-        (nothing, deltas, other, deltas),
+        ([5, 6, 7], [8, 9, 250], [3, 2, 1], [4, 4, 4], [1, 8, 1], [0, 2, 2]),
+        (nothing, deltas, other, deltas, nothing, deltas),
         strict=True,
     ):
         tokens_B = torch.tensor(tokens, device="cuda")

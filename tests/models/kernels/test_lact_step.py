@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -54,6 +54,11 @@ class Case:
     initial: FastWeights
     at: StepRows
 
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Row and place."""
+        return list(zip(self.at.rows_B.tolist(), self.at.places_B.tolist(), strict=True))
+
 
 def make(name: str, dtype: torch.dtype, device: str = "cpu") -> Case:
     shape, draw = SHAPES[name], torch.Generator().manual_seed(3)
@@ -93,7 +98,7 @@ def make(name: str, dtype: torch.dtype, device: str = "cpu") -> Case:
 def attended_by_definition(case: Case) -> Tensor:
     """Row by row and head by head, over the places that are seen."""
     shape, outs = case.shape, torch.zeros_like(case.q)
-    for i, (row, place) in enumerate(zip(case.at.rows, case.at.places, strict=True)):
+    for i, (row, place) in enumerate(case.pairs):
         seen = [p % shape.size for p in range(max(place - shape.window + 1, 0), place + 1)]
         for head in range(shape.heads):
             part = slice(head * shape.width, (head + 1) * shape.width)
@@ -106,7 +111,7 @@ def attended_by_definition(case: Case) -> Tensor:
 def read_by_definition(case: Case) -> Tensor:
     """Row by row and head by head."""
     outs = torch.zeros_like(case.q)
-    for i, (row, place) in enumerate(zip(case.at.rows, case.at.places, strict=True)):
+    for i, (row, place) in enumerate(case.pairs):
         own = place >= FIRST_STEP
         w0, w1, w2 = (
             w[row] if own else s[0] for w, s in zip(case.weights, case.initial, strict=True)
@@ -119,15 +124,20 @@ def read_by_definition(case: Case) -> Tensor:
 
 def start_of(case: Case) -> FastWeights | None:
     """What callers give: nothing, where no row needs it."""
-    return None if min(case.at.places) >= FIRST_STEP else case.initial
+    return None if int(case.at.places_B.min()) >= FIRST_STEP else case.initial
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_plain_step_follows_its_definition(name: str) -> None:
+def test_the_plain_step_follows_its_definition(name: str, known: bool) -> None:
+    """Whether the host knows where rows are or not."""
     case = make(name, torch.float64)
+    if not known:
+        case = replace(case, at=replace(case.at, known=None))
     seen = plain_attend_ring(case.q, case.k, case.v, case.shape.window, case.at)
     torch.testing.assert_close(seen, attended_by_definition(case), rtol=1e-11, atol=1e-11)
-    said = plain_read_rows(case.weights, start_of(case), FIRST_STEP, case.q, case.at)
+    start = start_of(case) if known else case.initial
+    said = plain_read_rows(case.weights, start, FIRST_STEP, case.q, case.at)
     torch.testing.assert_close(said, read_by_definition(case), rtol=1e-11, atol=1e-11)
 
 
@@ -135,7 +145,7 @@ def test_a_token_is_written_over_the_oldest() -> None:
     case = make("mixed", torch.float64)
     before, token = case.k.clone(), torch.randn(3, 16, dtype=torch.float64)
     case.at.put(case.k, token)
-    for i, (row, place) in enumerate(zip(case.at.rows, case.at.places, strict=True)):
+    for i, (row, place) in enumerate(case.pairs):
         assert torch.equal(case.k[row, place % 16], token[i])
         before[row, place % 16] = token[i]
     assert torch.equal(case.k, before)
@@ -162,12 +172,12 @@ def test_the_kernels_equal_their_twins(name: str, dtype: torch.dtype, kernel_dev
 def hide_what_is_not_seen(case: Case) -> None:
     """NaN in every other state, and at every place of a ring that a row may not look at."""
     seen = torch.zeros(case.k.shape[:2], dtype=torch.bool, device=case.k.device)
-    for row, place in zip(case.at.rows, case.at.places, strict=True):
+    for row, place in case.pairs:
         places = range(max(place - case.shape.window + 1, 0), place + 1)
         seen[row, [p % case.shape.size for p in places]] = True
     for ring in (case.k, case.v):
         ring[~seen] = torch.nan
-    own = {r for r, p in zip(case.at.rows, case.at.places, strict=True) if p >= FIRST_STEP}
+    own = {r for r, p in case.pairs if p >= FIRST_STEP}
     others = [row for row in range(NUM_STATES) if row not in own]
     for w in case.weights:
         w[others] = torch.nan
