@@ -1,7 +1,7 @@
 """What a REFINE step costs: against one reading, against the published loop, and in memory.
 
 The loop it is compared with is the oracle of the tests, so this runs in a source tree. Pairs are
-timed alternately, so that a busy machine slows both. Limit: CPU, one document of random tokens.
+timed alternately, so that a busy machine slows both. Limit: one document of random tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +24,16 @@ from torch import Tensor
 
 from imprint.adapters.calls import run_calls
 from imprint.adapters.config import RefineConfig
+from imprint.adapters.document import document_tokens
 from imprint.adapters.policy import StepResult
 from imprint.adapters.reading import read_segments
+from imprint.adapters.refine import Refiner
 from imprint.adapters.selection import select_positions
 from imprint.adapters.trunk import trunk_step
 from imprint.models import BUNDLED, FastWeightModel, LoraDelta, load_model
+from imprint.models.kernel_benchmark import wait_for
 
+_STUDY_STEPS = 4
 _ORACLE = Path(__file__).resolve().parents[1] / "tests" / "adapters" / "oracle.py"
 
 
@@ -48,21 +53,29 @@ def load_oracle() -> ModuleType:
 def run_step_benchmark(
     *,
     model: Path = BUNDLED,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     num_tokens: int = 4096,
     positions: int = 8,
     rollout_length: int = 5,
     segment_tokens: int = 1024,
     repeats: int = 7,
     literal_repeats: int = 3,
+    with_loop: bool = True,
     peak_tokens: tuple[int, int] = (8192, 32768),
     threads: int = 1,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure, and return JSON values: the ratios first, then medians and spreads in seconds."""
+    """Measure, and return JSON values: the ratios first, then medians and spreads in seconds.
+
+    Without `with_loop` nothing is compared with the published loop, which on a long document takes
+    most of the time and of the memory.
+    """
     say = progress or (lambda _: None)
+    place = _Place(model, device, dtype)
     bench = _Bench(
-        load_model(model),
+        place.load(),
         RefineConfig(
             scope="lora",
             branches="continue",
@@ -79,33 +92,47 @@ def run_step_benchmark(
     torch.set_num_threads(threads)
     try:
         say("a step of 4 rollouts against one reading")
-        reading = _alternately(bench.reading, bench.step(4), repeats)
-        say("the literal loop against the trunk, 1 rollout")
-        single = _alternately(bench.step(1), bench.literal(1), literal_repeats)
-        say("the literal loop against the trunk, 8 rollouts")
-        eight = _alternately(bench.step(8), bench.literal(8), literal_repeats)
-        say("gradients")
-        error = bench.grad_rel_error()
+        reading = bench.alternately(bench.reading, bench.step(4), repeats)
+        say(f"studies of {_STUDY_STEPS} steps")
+        if bench.model.device.type != "cpu":
+            bench.study()  # compiles what only a study runs
+        study_s = bench.time(bench.study)
+        loop = bench.against_the_loop(literal_repeats, say) if with_loop else {}
     finally:
         torch.set_num_threads(before)
     say("peak memory")
-    peaks = [_peak_in_child(model, size, segment_tokens, threads) for size in peak_tokens]
+    if bench.model.device.type == "cpu":
+        peaks = [_peak_in_child(place, size, segment_tokens, threads) for size in peak_tokens]
+    else:
+        peaks = [_peak_on_gpu(bench.model, size, segment_tokens) for size in peak_tokens]
     return {
-        "grad_rel_error": error,
         "step_over_reading": reading["ratio"]["median"],
-        "literal_over_trunk": single["ratio"]["median"],
-        "literal_over_trunk_8": eight["ratio"]["median"],
+        **loop,
         "peak_ratio_32k_8k": peaks[1] / peaks[0],
+        "study_s": study_s,
+        "study_steps": _STUDY_STEPS,
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
         "num_tokens": num_tokens,
         "positions": positions,
         "rollout_length": rollout_length,
         "segment_tokens": segment_tokens,
         "threads": threads,
         "reading_then_step_4": reading,
-        "trunk_then_literal_1": single,
-        "trunk_then_literal_8": eight,
         "peak_bytes": dict(zip(map(str, peak_tokens), peaks, strict=True)),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A model, and where it runs."""
+
+    model: Path
+    device: str
+    dtype: torch.dtype
+
+    def load(self) -> FastWeightModel:
+        return load_model(self.model, device=self.device, dtype=self.dtype)
 
 
 class _Bench:
@@ -117,10 +144,15 @@ class _Bench:
         self.model, self.config, self.seed = model, config, seed
         self.oracle = load_oracle()
         generator = torch.Generator().manual_seed(seed)
-        self.tokens_T = torch.randint(model.config.vocab_size, (num_tokens,), generator=generator)
-        self.delta = LoraDelta.init(model.lora_targets(), config.lora_rank, seed=seed)
+        self.tokens = torch.randint(
+            model.config.vocab_size, (num_tokens,), generator=generator
+        ).tolist()
+        self.tokens_T = document_tokens(model, self.tokens)
+        self.delta = LoraDelta.init(
+            model.lora_targets(), config.lora_rank, seed=seed, device=model.device
+        )
         for tensor in self.delta.b.values():
-            tensor.normal_(0.0, 1e-3, generator=generator)
+            tensor.copy_(torch.empty(tensor.shape).normal_(0.0, 1e-3, generator=generator))
         self.delta.requires_grad_()
         self.settings = self.oracle.Settings(
             config.lambda_rl, config.lambda_ntp, config.cue_tokens, "lora", config.rollout_length
@@ -146,17 +178,40 @@ class _Bench:
 
         return run
 
+    def study(self) -> None:
+        """A whole study as a server runs it: reading, steps of 4 rollouts, probes and the gate."""
+        config = self.config.replace(group_size=4, steps=_STUDY_STEPS, patience=_STUDY_STEPS)
+        for _ in Refiner(self.model, self.tokens, config, seed=self.seed).run():
+            pass
+
+    def against_the_loop(
+        self, repeats: int, say: Callable[[str], None]
+    ) -> dict[str, float | dict[str, Any]]:
+        """Times and gradients of the published loop against the trunk's."""
+        say("the literal loop against the trunk, 1 rollout")
+        single = self.alternately(self.step(1), self.literal(1), repeats)
+        say("the literal loop against the trunk, 8 rollouts")
+        eight = self.alternately(self.step(8), self.literal(8), repeats)
+        say("gradients")
+        return {
+            "grad_rel_error": self.grad_rel_error(),
+            "literal_over_trunk": single["ratio"]["median"],
+            "literal_over_trunk_8": eight["ratio"]["median"],
+            "trunk_then_literal_1": single,
+            "trunk_then_literal_8": eight,
+        }
+
     def literal(self, group_size: int) -> Callable[[], None]:
         """The published loop at as many positions, each prefix read again for each rollout."""
         positions_N = select_positions(
-            torch.zeros(self.tokens_T.numel()), self.config, seed=self.seed, step=0
+            torch.zeros(len(self.tokens)), self.config, seed=self.seed, step=0
         )
 
         def run() -> None:
             self._forget_gradients()
             self.oracle.literal_step(
                 self.model,
-                self.tokens_T.tolist(),
+                self.tokens,
                 positions_N.tolist(),
                 group_size,
                 self.settings,
@@ -165,6 +220,28 @@ class _Bench:
             )
 
         return run
+
+    def alternately(
+        self, first: Callable[[], object], second: Callable[[], object], repeats: int
+    ) -> dict[str, dict[str, float]]:
+        """Time both in turn; medians and spreads, also of second over first pair by pair."""
+        first()  # warm-up
+        if self.model.device.type != "cpu":
+            second()  # compiles its kernels
+        times = [(self.time(first), self.time(second)) for _ in range(repeats)]
+        return {
+            "first_s": _spread([pair[0] for pair in times]),
+            "second_s": _spread([pair[1] for pair in times]),
+            "ratio": _spread([pair[1] / pair[0] for pair in times]),
+        }
+
+    def time(self, work: Callable[[], object]) -> float:
+        """Seconds."""
+        wait_for(self.model.device)
+        start = time.perf_counter()
+        work()
+        wait_for(self.model.device)
+        return time.perf_counter() - start
 
     def grad_rel_error(self) -> float:
         """Norm of the difference to the oracle's gradient over that gradient's norm."""
@@ -183,7 +260,7 @@ class _Bench:
         ]
         self._forget_gradients()
         self.oracle.accumulate_gradients(
-            self.model, self.tokens_T.tolist(), branches, self.settings, self.delta
+            self.model, self.tokens, branches, self.settings, self.delta
         )
         theirs = self._flat_gradient()
         return float((mine - theirs).norm() / theirs.norm())
@@ -197,35 +274,16 @@ class _Bench:
             tensor.grad = None
 
 
-def _alternately(
-    first: Callable[[], object], second: Callable[[], object], repeats: int
-) -> dict[str, dict[str, float]]:
-    """Time both in turn; medians and spreads of each, and of second over first pair by pair."""
-    first()  # warm-up
-    times: list[tuple[float, float]] = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        first()
-        middle = time.perf_counter()
-        second()
-        times.append((middle - start, time.perf_counter() - middle))
-    return {
-        "first_s": _spread([pair[0] for pair in times]),
-        "second_s": _spread([pair[1] for pair in times]),
-        "ratio": _spread([pair[1] / pair[0] for pair in times]),
-    }
-
-
 def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _peak_in_child(model: Path, num_tokens: int, segment_tokens: int, threads: int) -> int:
+def _peak_in_child(place: _Place, num_tokens: int, segment_tokens: int, threads: int) -> int:
     """Peak resident bytes of one step above the loaded model, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(
-        target=_measure_peak, args=(model, num_tokens, segment_tokens, threads, theirs)
+        target=_measure_peak, args=(place, num_tokens, segment_tokens, threads, theirs)
     )
     child.start()
     theirs.close()
@@ -237,16 +295,32 @@ def _peak_in_child(model: Path, num_tokens: int, segment_tokens: int, threads: i
 
 
 def _measure_peak(
-    model: Path, num_tokens: int, segment_tokens: int, threads: int, out: Connection
+    place: _Place, num_tokens: int, segment_tokens: int, threads: int, out: Connection
 ) -> None:
     torch.set_num_threads(threads)
+    step = _peak_step(place.load(), num_tokens, segment_tokens)
+    loaded = _resident_bytes("VmRSS")
+    step()
+    out.send(_resident_bytes("VmHWM") - loaded)
+
+
+def _peak_on_gpu(model: FastWeightModel, num_tokens: int, segment_tokens: int) -> int:
+    """Peak bytes that the GPU's allocator gives out for one step."""
+    step = _peak_step(model, num_tokens, segment_tokens)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    step()
+    return torch.cuda.max_memory_allocated(model.device) - before
+
+
+def _peak_step(
+    model: FastWeightModel, num_tokens: int, segment_tokens: int
+) -> Callable[[], StepResult]:
+    """The step whose memory is measured: as published, in segments."""
     config = RefineConfig.preset(
         "paper", group_size=4, advantage="rloo", segment_tokens=segment_tokens
     )
-    bench = _Bench(load_model(model), config, num_tokens, seed=0)
-    loaded = _resident_bytes("VmRSS")
-    bench.step(config.group_size)()
-    out.send(_resident_bytes("VmHWM") - loaded)
+    return _Bench(model, config, num_tokens, seed=0).step(config.group_size)
 
 
 def _resident_bytes(field: str) -> int:

@@ -270,17 +270,18 @@ def _alternately(calls: Mapping[str, Callable[[], object]], config: KernelBenchm
     seconds: Seconds = {name: [] for name in calls}
     for _ in range(config.repeats):
         for name, call in calls.items():
-            _wait(config)
+            wait_for(config.device)
             began = time.perf_counter()
             call()
-            _wait(config)
+            wait_for(config.device)
             seconds[name].append(time.perf_counter() - began)
     return seconds
 
 
-def _wait(config: KernelBenchmark) -> None:
-    if config.device != "cpu":
-        torch.cuda.synchronize(config.device)
+def wait_for(device: torch.device | str) -> None:
+    """Until a GPU has done what it was given; a CPU has."""
+    if torch.device(device).type != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def _times(seconds: Sequence[float]) -> dict[str, float]:

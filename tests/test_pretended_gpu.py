@@ -14,6 +14,7 @@ import torch
 TESTS = Path(__file__).parent
 ON_IT = (
     "test_pretended_gpu.py",
+    "adapters/test_step_benchmark.py",
     "models/test_pool_decoder.py",
     "models/kernels/test_model_on_triton.py",
     "server/test_engine_architectures.py",

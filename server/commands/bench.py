@@ -36,19 +36,24 @@ def add_parser(commands: Commands) -> None:
         benchmarks,
         "step",
         "an optimisation step against one reading and against the published loop",
-        "imprint bench step\nimprint bench step --num-tokens 16384 --repeats 3 --json",
+        "imprint bench step\nimprint bench step --num-tokens 16384 --repeats 3 --json\n"
+        "imprint bench step --device cuda --model /tmp/noise --num-tokens 16384 --no-loop",
         run=run_step,
         description=(
             "Time an optimisation step against one reading of the document and against the "
-            "published loop, compare their gradients, and measure peak memory. Needs a clone: the "
-            "published loop lives in tests/."
+            "published loop, compare their gradients, and measure peak memory; and time a whole "
+            "study of four steps. Needs a clone: the published loop lives in tests/."
         ),
     )
     _add_common(step)
+    _add_device(step)
     step.add_argument("--num-tokens", type=int, default=4096, metavar="N", help="document length")
     step.add_argument("--positions", type=int, default=8, metavar="N", help="positions per step")
     step.add_argument("--rollout-length", type=int, default=5, metavar="N", help="rollout tokens")
     step.add_argument("--repeats", type=int, default=7, metavar="N", help="timed pairs")
+    step.add_argument(
+        "--no-loop", action="store_true", help="leave the published loop out: it is slow and large"
+    )
     _add_kernels(benchmarks)
     answer = add_command(
         benchmarks,
@@ -85,8 +90,7 @@ def _add_kernels(benchmarks: Commands) -> None:
     )
     _add_common(kernels)
     add = kernels.add_argument
-    add("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
-    add("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
+    _add_device(kernels)
     add("--num-tokens", type=int, default=4096, metavar="N", help="tokens that are read")
     add("--segment-tokens", type=int, default=2048, metavar="N", help="tokens read at a time")
     add("--heads", type=int, default=8, metavar="N", help="heads of the delta rules")
@@ -128,19 +132,31 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print all numbers as JSON")
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
+    add("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
+
+
 def run_step(arguments: argparse.Namespace) -> int:
     """Run `imprint.adapters.step_benchmark`."""
     _check(arguments, "threads", "num_tokens", "positions", "rollout_length", "repeats")
+    import torch
+
     from imprint.adapters.step_benchmark import run_step_benchmark
 
+    check_device(arguments.device)
     try:
         numbers = run_step_benchmark(
             model=_model(arguments),
+            device=arguments.device,
+            dtype=getattr(torch, _dtype(arguments)),
             num_tokens=arguments.num_tokens,
             positions=arguments.positions,
             rollout_length=arguments.rollout_length,
             repeats=arguments.repeats,
             threads=arguments.threads,
+            with_loop=not arguments.no_loop,
             progress=_say,
         )
     except FileNotFoundError as error:
@@ -167,11 +183,10 @@ def run_kernels(arguments: argparse.Namespace) -> int:
 
     check_device(arguments.device)
     keep_freed_memory()  # as a worker does
-    dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     config = KernelBenchmark(
         model=_model(arguments),
         device=arguments.device,
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, _dtype(arguments)),
         threads=arguments.threads,
         num_tokens=arguments.num_tokens,
         segment_tokens=arguments.segment_tokens,
@@ -221,6 +236,11 @@ def run_answer(arguments: argparse.Namespace) -> int:
     )
     _write(numbers, as_json=arguments.json)
     return 0
+
+
+def _dtype(arguments: argparse.Namespace) -> str:
+    name: str = arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16")
+    return name
 
 
 def _model(arguments: argparse.Namespace) -> Path:

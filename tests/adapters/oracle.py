@@ -38,7 +38,7 @@ class Settings:
 
 def full_logits(model: FastWeightModel, tokens: list[int], delta: LoraDelta | None) -> Tensor:
     """Logits [T, V] of a sequence read from zero."""
-    hidden, _ = model(torch.tensor([tokens]), delta=delta)
+    hidden, _ = model(torch.tensor([tokens], device=model.device), delta=delta)
     return model.logits(hidden[0])
 
 
@@ -59,10 +59,11 @@ def branch_token_logprobs(
     else:
         before = document if branch.recall else document[: position - len(cue)]
         with torch.no_grad():
-            state = model(torch.tensor([before]))[1] if before else None
-        hidden, _ = model(torch.tensor([cue + continuation]), state, delta=delta)
+            state = model(torch.tensor([before], device=model.device))[1] if before else None
+        tokens = torch.tensor([cue + continuation], device=model.device)
+        hidden, _ = model(tokens, state, delta=delta)
         logits = model.logits(hidden[0])[len(cue) - 1 : -1]
-    return logits.log_softmax(-1)[torch.arange(len(continuation)), torch.tensor(continuation)]
+    return _logprobs_of(continuation, logits)
 
 
 def policy_term(
@@ -80,8 +81,12 @@ def policy_term(
 
 def next_token_loss(model: FastWeightModel, document: list[int], delta: LoraDelta | None) -> Tensor:
     """Mean cross-entropy over the document."""
-    logprobs = full_logits(model, document[:-1], delta).log_softmax(-1)
-    return -logprobs[torch.arange(len(document) - 1), torch.tensor(document[1:])].mean()
+    return -_logprobs_of(document[1:], full_logits(model, document[:-1], delta)).mean()
+
+
+def _logprobs_of(tokens: list[int], logits: Tensor) -> Tensor:
+    chosen = torch.tensor(tokens, device=logits.device)[:, None]
+    return logits.log_softmax(-1).gather(1, chosen)[:, 0]
 
 
 def accumulate_gradients(
@@ -117,12 +122,13 @@ def sample(
     generator: torch.Generator,
 ) -> list[int]:
     """Read the prefix from zero, then sample `length` tokens at temperature 1."""
-    hidden, state = model(torch.tensor([prefix]), delta=delta)
+    hidden, state = model(torch.tensor([prefix], device=model.device), delta=delta)
     rollout: list[int] = []
     for _ in range(length):
         probs = model.logits(hidden[0, -1]).softmax(-1)
-        rollout.append(int(torch.multinomial(probs, 1, generator=generator)))
-        hidden, state = model(torch.tensor([rollout[-1:]]), state, delta=delta)
+        rollout.append(int(torch.multinomial(probs.cpu(), 1, generator=generator)))
+        token = torch.tensor([rollout[-1:]], device=model.device)
+        hidden, state = model(token, state, delta=delta)
     return rollout
 
 

@@ -50,7 +50,8 @@ class Started:
     """A model that reads from `start` wherever a reading begins from nothing: for the oracle."""
 
     def __init__(self, model: FastWeightModel, start: RecurrentState) -> None:
-        self.model, self.start, self.logits = model, start, model.logits
+        self.model, self.start = model, start
+        self.logits, self.device = model.logits, model.device
 
     def __call__(
         self, tokens_BT: Tensor, state: RecurrentState | None = None, *, delta: None = None

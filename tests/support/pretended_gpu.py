@@ -289,7 +289,8 @@ def _pretend() -> None:
     cuda.get_device_name = lambda device=None: "a pretended GPU"
     cuda.mem_get_info = lambda device=None: (_MEMORY, _MEMORY)
     cuda.memory_allocated = cuda.memory_reserved = lambda device=None: 0
-    cuda.synchronize = lambda device=None: None
+    cuda.max_memory_allocated = lambda device=None: 1
+    cuda.synchronize = cuda.reset_peak_memory_stats = lambda device=None: None
     cuda.Stream = cuda.Event = cuda.current_stream = _Nothing
     cuda.stream = lambda stream: contextlib.nullcontext()
     cuda.CUDAGraph, cuda.graph = _Graph, _capture
