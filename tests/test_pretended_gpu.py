@@ -15,6 +15,7 @@ TESTS = Path(__file__).parent
 ON_IT = (
     "test_pretended_gpu.py",
     "adapters/test_step_benchmark.py",
+    "adapters/training/test_refine_train.py",
     "models/test_pool_decoder.py",
     "models/kernels/test_model_on_triton.py",
     "server/test_engine_architectures.py",

@@ -117,7 +117,13 @@ def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Give each process its part of a `whole_optimizer`."""
-    set_optimizer_state_dict(
-        model, optimizer, state, options=StateDictOptions(full_state_dict=True)
-    )
+    """Give each process its part of a `whole_optimizer`.
+
+    Weights that had had no gradient by then have no part in it, and none after: LaCT's learning
+    rates have none until a chunk is complete.
+    """
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_optimizer_state_dict(model, optimizer, state, options=options)
+    for name, weight in model.named_parameters():
+        if name not in state["state"]:  # torch has made it a state that has seen a step
+            optimizer.state.pop(weight, None)

@@ -93,6 +93,7 @@ def run(
     *,
     times: int = 1,
     shard_bytes: int = SHARD_BYTES,
+    device: str = "cpu",
     **fields: Any,
 ) -> list[dict[str, float]]:
     """Train in so many pieces; the rounds' numbers without their times."""
@@ -100,7 +101,7 @@ def run(
     for _ in range(times):
         seconds = 0.0 if times > 1 else None  # one round a piece
         paths = TrainingPaths(init=init, data=[data], out=out)
-        train(config, paths, seconds=seconds, shard_bytes=shard_bytes)
+        train(config, paths, seconds=seconds, shard_bytes=shard_bytes, device=device)
     rounds = RunFolder(out).rounds.read()
     return [{k: v for k, v in numbers.items() if k != "seconds"} for numbers in rounds]
 
@@ -151,6 +152,32 @@ def test_next_token_training_alone_tells_no_reward(
     assert not {"policy_loss", "reward_mean"} & set(rounds[0])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("model_type", "phase"),
+    [("delta_net", "mid"), ("gated_deltanet", "post"), ("lact_swiglu", "post")],
+    indirect=["model_type"],
+)
+def test_a_gpu_trains_as_a_cpu_does(
+    model_type: str,
+    checkpoints: dict[str, Path],
+    corpus: Path,
+    pairs: Path,
+    tmp_path: Path,
+    phase: Phase,
+) -> None:
+    # resumed after each round; and from the document alone, since devices sample differently
+    data = corpus if phase == "mid" else pairs
+    init, method = checkpoints[model_type], {**METHOD, "lambda_rl": 0.0}
+    there, here = (
+        run(phase, init, data, tmp_path / device, times=3, device=device, steps=2, method=method)
+        for device in ("cuda", "cpu")
+    )
+    assert [numbers.keys() for numbers in there] == [numbers.keys() for numbers in here]
+    for name, value in here[-1].items():
+        assert there[-1][name] == pytest.approx(value, rel=2e-3, abs=1e-6), name
+
+
 @pytest.mark.parametrize("phase", ["mid", "post"])
 def test_a_run_in_pieces_is_the_run_at_once(
     phase: Phase, checkpoints: dict[str, Path], corpus: Path, pairs: Path, tmp_path: Path
@@ -163,6 +190,19 @@ def test_a_run_in_pieces_is_the_run_at_once(
     assert len(list((tmp_path / "pieces" / "checkpoint" / "optimizer").iterdir())) > 2
     ends = [load_model(tmp_path / name / "checkpoint") for name in ("whole", "pieces")]
     assert weights_hash(ends[0]) == weights_hash(ends[1])
+
+
+@pytest.mark.parametrize("chunk", [20, 64])
+def test_weights_that_had_no_gradient_yet_are_gone_on_with(
+    checkpoints: dict[str, Path], pairs: Path, tmp_path: Path, chunk: int
+) -> None:
+    # texts that complete no chunk give LaCT's learning rates none: in the first round, or in all
+    config = json.loads((checkpoints["lact_swiglu"] / "config.json").read_text())
+    init = tmp_path / "init"
+    shutil.copytree(checkpoints["lact_swiglu"], init)
+    (init / "config.json").write_text(json.dumps({**config, "lact_chunk_size": chunk}))
+    whole = run("post", init, pairs, tmp_path / "whole")
+    assert run("post", init, pairs, tmp_path / "pieces", times=3) == whole
 
 
 def test_metrics_of_rounds_that_were_not_saved_are_forgotten(
